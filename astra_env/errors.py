@@ -1,0 +1,29 @@
+"""The errors a user can meet: one line that names the field, the value and the remedy."""
+
+
+class AstraError(Exception):
+    """Base of every error this package raises on purpose; command lines print it in one line and exit with 2."""
+
+
+class InputError(AstraError, ValueError):
+    """A value the user gave cannot be used: ``field: expected ..., got ...; remedy``."""
+
+
+class ConfigError(InputError):
+    """A configuration key or value that cannot be used."""
+
+
+class DataError(InputError):
+    """A data set that is missing, damaged or unsuitable; the message names the file or folder."""
+
+
+class CheckpointError(InputError):
+    """A checkpoint that is damaged, hostile or belongs to something else."""
+
+
+class RunDirectoryError(InputError):
+    """A run directory that cannot be written or already belongs to another run."""
+
+
+class Diverged(AstraError, ArithmeticError):
+    """Training produced a non-finite loss or gradient; the learner's state is the one before the failed update."""
