@@ -117,7 +117,7 @@ def _unwrap(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
             f"state_dict: expected names and tensors, got {_describe(checkpoint)}; pass what torch.load returned"
         )
     for name, value in checkpoint.items():
-        if not isinstance(value, Tensor):
+        if not isinstance(name, str) or not isinstance(value, Tensor):
             raise CheckpointError(
                 f"state_dict: expected a tensor under {name!r}, got {_describe(value)}; "
                 f"pass the weights themselves or wrap them as one of {', '.join(WRAPPERS)}"
