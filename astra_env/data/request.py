@@ -1,0 +1,60 @@
+"""What a reader of a data set is asked for, and the registry of readers."""
+
+import os
+import tarfile
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from http.client import HTTPException
+from pathlib import Path
+
+from astra_env.data.dataset import ImageDataset
+from astra_env.registry import Registry
+
+SPLITS = ("pretrain", "train", "test")
+
+DOWNLOAD_ERRORS = (OSError, RuntimeError, HTTPException, zipfile.BadZipFile, tarfile.TarError)
+"""What torchvision's download and extraction raise when the network, the server or the archive is at fault."""
+
+
+@dataclass(frozen=True)
+class ReadRequest:
+    """One request to a reader.
+
+    Attributes:
+        name: the name of the data set.
+        split: ``pretrain``, ``train`` or ``test``; readers without unlabelled images treat ``pretrain`` as ``train``.
+        root: folder that holds the data.
+        download: fetch missing files.
+        image_size: side of the square images wanted, in pixels; None keeps the native size.
+        max_host_bytes: larger sets of images stay memory-mapped.
+        workers: processes or threads that decode.
+        progress: show a progress bar.
+    """
+
+    name: str
+    split: str
+    root: Path
+    download: bool
+    image_size: int | None
+    max_host_bytes: int
+    workers: int
+    progress: bool
+
+    @property
+    def labelled_split(self) -> str:
+        """``train`` for ``pretrain``, otherwise the split itself."""
+        return "test" if self.split == "test" else "train"
+
+
+Reader = Callable[[ReadRequest], ImageDataset]
+"""Returns the data set on the CPU; raises DataError."""
+
+DATASETS: Registry[Reader] = Registry("data.name")
+
+
+def default_workers() -> int:
+    """Return the number of CPU cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
