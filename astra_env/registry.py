@@ -48,7 +48,9 @@ class Registry(Generic[T]):
                 f"{self.kind}: cannot import module {module_name!r} of {name!r} ({error}); is it on PYTHONPATH?"
             ) from error
         except AttributeError as error:
-            raise ConfigError(f"{self.kind}: module {module_name!r} has no {attribute!r}, asked for by {name!r}") from error
+            raise ConfigError(
+                f"{self.kind}: module {module_name!r} has no {attribute!r}, asked for by {name!r}"
+            ) from error
 
     def __contains__(self, name: object) -> bool:
         return name in self._entries

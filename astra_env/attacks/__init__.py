@@ -1,0 +1,21 @@
+"""Attacks: projected gradient ascent with per-image budgets on any objective."""
+
+from astra_env.attacks.engine import AttackResult, frozen, perturb
+from astra_env.attacks.norms import get_norm
+from astra_env.attacks.objectives import Contrastive, CrossEntropy, KLDivergence, Margin, Objective
+from astra_env.attacks.pgd import contrastive_attack, contrastive_pgd, supervised_pgd
+
+__all__ = [
+    "AttackResult",
+    "Contrastive",
+    "CrossEntropy",
+    "KLDivergence",
+    "Margin",
+    "Objective",
+    "contrastive_attack",
+    "contrastive_pgd",
+    "frozen",
+    "get_norm",
+    "perturb",
+    "supervised_pgd",
+]

@@ -1,0 +1,166 @@
+"""The attack engine: projected gradient ascent in which every image has its own budget.
+
+Exact savings over the plain loop, none of which changes a number: gradients are taken with respect to the input only
+while parameters are frozen; images that have used up their own steps leave the batch and keep their cached outputs,
+which a joint objective still sees; the outputs at the final position come back for free.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from astra_env.attacks.norms import Norm
+from astra_env.attacks.objectives import Objective
+from astra_env.errors import InputError
+from astra_env.strategy import AttackStrategy
+
+
+@dataclass(frozen=True)
+class AttackResult:
+    """What an attack leaves behind.
+
+    Attributes:
+        adversarial: images of the input's shape and dtype, inside the ball and the [0, 1] box.
+        outputs: the network's outputs (N, D) on ``adversarial``, without gradient; None when not asked for.
+    """
+
+    adversarial: Tensor
+    outputs: Tensor | None
+
+
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """Hold ``model`` in eval mode without parameter gradients; restore every module's mode and flag on the way out."""
+    modes = [(module, module.training) for module in model.modules()]
+    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    model.eval()
+    try:
+        for parameter, _ in flags:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+        for parameter, flag in flags:
+            parameter.requires_grad_(flag)
+
+
+def perturb(
+    forward: Callable[[Tensor], Tensor],
+    images: Tensor,
+    strategy: AttackStrategy,
+    objective: Objective,
+    *,
+    norm: Norm,
+    delta: Tensor,
+    final_outputs: bool = False,
+) -> AttackResult:
+    """Move each image up the gradient of ``objective`` for its own number of steps.
+
+    One step is ``delta += step_size * direction(gradient)``, projected to the ball of radius epsilon, then to the
+    image box. Images of zero steps stay at their start, projected to their ball. Waits for the device once, to learn
+    the step counts.
+
+    Args:
+        forward: maps images (n, C, H, W) of any n to outputs (n, D), independently per image.
+        images: (N, C, H, W) float in [0, 1].
+        strategy: N budgets on the images' device.
+        objective: what to maximise, of outputs (N, D) in the batch's order.
+        norm: the ball's norm.
+        delta: start of the perturbation, like ``images``; clipped to the image box first.
+        final_outputs: also return the outputs at the final position (one more forward per image).
+
+    Raises:
+        InputError: when strategy and images differ in number.
+    """
+    if len(strategy) != len(images):
+        raise InputError(f"strategy: expected one entry per image ({len(images)}), got {len(strategy)}")
+    schedule = _Schedule(strategy.steps)
+    images, delta = schedule.sort(images), schedule.sort(delta)
+    epsilon, step_size = (
+        schedule.sort(t).view(-1, 1, 1, 1).to(images.dtype) for t in (strategy.epsilon, strategy.step_size)
+    )
+    delta = _into_box(images, delta)
+    idle = schedule.moving(0)
+    delta[idle:] = _into_box(images[idle:], norm.project(delta[idle:], epsilon[idle:]))
+    cache = _OutputCache(forward, schedule, needed=final_outputs or objective.joint)
+
+    before = len(images)
+    for iteration in range(schedule.iterations):
+        moving = schedule.moving(iteration)
+        cache.store(images, delta, moving, before)
+        position = (images[:moving] + delta[:moving]).requires_grad_()
+        with torch.enable_grad():
+            value = objective(cache.complete(forward(position)))
+            (gradient,) = torch.autograd.grad(value, position)
+        stepped = delta[:moving] + step_size[:moving] * norm.direction(gradient)
+        delta[:moving] = _into_box(images[:moving], norm.project(stepped, epsilon[:moving]))
+        before = moving
+    if final_outputs:
+        cache.store(images, delta, 0, before)
+    outputs = schedule.restore(cache.outputs) if final_outputs and cache.outputs is not None else None
+    return AttackResult(schedule.restore((images + delta).clamp_(0, 1)), outputs)
+
+
+def _into_box(images: Tensor, delta: Tensor) -> Tensor:
+    return (images + delta).clamp_(0, 1).sub_(images)
+
+
+class _Schedule:
+    """Orders images by falling step count, so that the ones still moving are always the first rows."""
+
+    def __init__(self, steps: Tensor) -> None:
+        counts = np.array(steps.tolist(), dtype=np.int64)
+        order = np.argsort(-counts, kind="stable")
+        self.total = len(counts)
+        self.iterations = int(counts.max(initial=0))
+        self._sorted = bool((np.diff(order) > 0).all())
+        self._order = torch.from_numpy(order).to(steps.device)
+        self._inverse = torch.from_numpy(np.argsort(order)).to(steps.device)
+        self._moving = self.total - np.cumsum(np.bincount(counts, minlength=self.iterations + 1))
+
+    def moving(self, iteration: int) -> int:
+        """Number of images with more than ``iteration`` steps."""
+        return int(self._moving[iteration]) if iteration < len(self._moving) else 0
+
+    def sort(self, values: Tensor) -> Tensor:
+        return values if self._sorted else values[self._order]
+
+    def restore(self, values: Tensor) -> Tensor:
+        return values if self._sorted else values[self._inverse]
+
+
+class _OutputCache:
+    """Keeps the outputs of images that stopped moving, so that a joint objective still sees the whole batch."""
+
+    def __init__(self, forward: Callable[[Tensor], Tensor], schedule: _Schedule, needed: bool) -> None:
+        self._forward = forward
+        self._schedule = schedule
+        self._needed = needed
+        self.outputs: Tensor | None = None
+
+    @torch.no_grad()
+    def store(self, images: Tensor, delta: Tensor, start: int, stop: int) -> None:
+        """Compute and keep the outputs of rows ``start`` to ``stop``, which have reached their final position."""
+        if start == stop or not self._needed:
+            return
+        outputs = self._forward(images[start:stop] + delta[start:stop])
+        if self.outputs is None:
+            self.outputs = outputs.new_zeros(len(images), *outputs.shape[1:])
+        self.outputs[start:stop] = outputs
+
+    def complete(self, outputs: Tensor) -> Tensor:
+        """Return the outputs of the whole batch in its own order: the moving rows', then the kept ones."""
+        missing = self._schedule.total - len(outputs)
+        if missing:
+            kept = (
+                self.outputs[len(outputs) :]
+                if self.outputs is not None
+                else outputs.new_zeros(missing, outputs.shape[1])
+            )
+            outputs = torch.cat((outputs, kept))
+        return self._schedule.restore(outputs)

@@ -1,0 +1,154 @@
+"""Projected gradient descent attacks over the engine: contrastive and supervised."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from astra_env.attacks.engine import AttackResult, frozen, perturb
+from astra_env.attacks.norms import get_norm
+from astra_env.attacks.objectives import Contrastive, CrossEntropy, Objective
+from astra_env.errors import InputError
+from astra_env.strategy import AttackStrategy, check_pixel_units
+
+START_RADIUS = 8 / 255
+"""Radius of the uniform start of the contrastive attack, whatever epsilon is (ASTrA, ACL)."""
+
+
+def contrastive_pgd(
+    encoder: nn.Module,
+    views: Tensor,
+    strategy: AttackStrategy,
+    *,
+    branch: str = "adv",
+    init: Tensor | None = None,
+    generator: torch.Generator | None = None,
+    temperature: float = 0.5,
+    norm: str = "linf",
+) -> Tensor:
+    """Attack both views of every image jointly, maximising the batch's NT-Xent (ASTrA 2025, section 3).
+
+    The encoder is used in eval mode through ``branch`` and left exactly as it was found.
+
+    Args:
+        encoder: called as ``encoder(views, branch=branch)`` -> features (n, D).
+        views: (2B, C, H, W) float in [0, 1]; rows 2k and 2k+1 are a pair.
+        strategy: one budget per view, on the views' device.
+        branch: BatchNorm branch of the forward passes, "clean" or "adv".
+        init: start of the perturbation; default uniform in +-8/255. Clipped to the image box.
+        generator: source of the default start.
+        temperature: of NT-Xent.
+        norm: "linf" or "l2".
+
+    Returns:
+        Adversarial views, like ``views``.
+    """
+    return contrastive_attack(
+        encoder,
+        views,
+        strategy,
+        branch=branch,
+        init=init,
+        generator=generator,
+        temperature=temperature,
+        norm=norm,
+        final_outputs=False,
+    ).adversarial
+
+
+def contrastive_attack(
+    encoder: nn.Module,
+    views: Tensor,
+    strategy: AttackStrategy,
+    *,
+    branch: str = "adv",
+    init: Tensor | None = None,
+    generator: torch.Generator | None = None,
+    temperature: float = 0.5,
+    norm: str = "linf",
+    autocast: torch.dtype | None = None,
+    final_outputs: bool = True,
+) -> AttackResult:
+    """Do what :func:`contrastive_pgd` does and also return the features of the adversarial views.
+
+    Args beyond those of :func:`contrastive_pgd`:
+        autocast: run the encoder's forward and backward passes in this dtype; features, loss and perturbation stay
+            in the views' dtype.
+        final_outputs: whether to compute the final features.
+    """
+    ball = get_norm(norm)
+    delta = init if init is not None else ball.uniform(views, START_RADIUS, generator)
+
+    def forward(images: Tensor) -> Tensor:
+        with torch.autocast(images.device.type, autocast, enabled=autocast is not None):
+            features = encoder(images, branch=branch)
+        return features.to(images.dtype)
+
+    with frozen(encoder):
+        return perturb(
+            forward, views, strategy, Contrastive(temperature), norm=ball, delta=delta, final_outputs=final_outputs
+        )
+
+
+def supervised_pgd(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    epsilon: float,
+    step_size: float,
+    steps: int,
+    norm: str = "linf",
+    init: Tensor | None = None,
+    generator: torch.Generator | None = None,
+    objective: Objective | None = None,
+    forward: Callable[[Tensor], Tensor] | None = None,
+    autocast: torch.dtype | None = None,
+) -> Tensor:
+    """Attack a classifier's decisions (PGD, Madry et al. 2018).
+
+    The model is used in eval mode and left exactly as it was found.
+
+    Args:
+        model: maps images (N, C, H, W) in [0, 1] to logits (N, K).
+        images: (N, C, H, W) float in [0, 1].
+        labels: (N,) int64.
+        epsilon: radius in [0, 1] pixel units (l-inf: per pixel; l-2: length of the whole perturbation; may exceed 1).
+        step_size: length of a step, in the same units.
+        steps: number of steps.
+        norm: "linf" or "l2".
+        init: start of the perturbation; default uniform in the ball. Pass zeros to start at the image.
+        generator: source of the default start.
+        objective: what to maximise; default cross-entropy against ``labels``.
+        forward: how to call the model, when not simply ``model(images)`` (a branch, say).
+        autocast: run the model in this dtype.
+
+    Returns:
+        Adversarial images, like ``images``.
+
+    Raises:
+        InputError: for a radius in 0-255 units, a negative number of steps or an unknown norm.
+    """
+    ball = get_norm(norm)
+    if norm == "linf":
+        check_pixel_units("epsilon", epsilon)
+        check_pixel_units("step_size", step_size)
+    if steps < 0:
+        raise InputError(f"steps: expected an integer >= 0, got {steps}")
+    call = forward if forward is not None else model
+
+    def run(batch: Tensor) -> Tensor:
+        with torch.autocast(batch.device.type, autocast, enabled=autocast is not None):
+            logits = call(batch)
+        return logits.to(batch.dtype)
+
+    count = len(images)
+    strategy = AttackStrategy(
+        torch.full((count,), float(epsilon), device=images.device),
+        torch.full((count,), int(steps), dtype=torch.int64, device=images.device),
+        torch.full((count,), float(step_size), device=images.device),
+    )
+    delta = init if init is not None else ball.uniform(images, epsilon, generator)
+    goal = objective if objective is not None else CrossEntropy(labels)
+    with frozen(model):
+        return perturb(run, images, strategy, goal, norm=ball, delta=delta).adversarial

@@ -1,0 +1,114 @@
+"""Checkpoints: atomic to write, safe to load, whole or refused.
+
+A checkpoint is a ``torch.save`` archive of tensors and plain containers whose zip comment carries the SHA-256 of the
+archive, so ``torch.load(path, weights_only=True)`` reads it and a torn or altered file is recognised.
+"""
+
+import hashlib
+import io
+import os
+import pickle
+import struct
+import warnings
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from astra_env.errors import CheckpointError
+
+_MARK = b"sha256:"
+_COMMENT_LENGTH = len(_MARK) + 64
+
+
+def encode(state: Mapping[str, Any]) -> bytes:
+    """Return ``state`` (tensors, numbers, strings, lists, dictionaries) as the bytes of a checkpoint."""
+    buffer = io.BytesIO()
+    torch.save(dict(state), buffer)
+    raw = buffer.getvalue()
+    comment = _MARK + hashlib.sha256(raw).hexdigest().encode()
+    return raw[:-2] + struct.pack("<H", len(comment)) + comment
+
+
+def decode(data: bytes, name: str, device: torch.device | str = "cpu") -> dict[str, Any]:
+    """Return the state held by a checkpoint's bytes; raises CheckpointError naming ``name`` when damaged or unsafe."""
+    _check_digest(data, name)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            state = torch.load(io.BytesIO(data), map_location=device, weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{name}: refused, the file holds more than tensors and plain containers and could run code when loaded"
+        ) from error
+    except (RuntimeError, EOFError, ValueError, KeyError, TypeError, AttributeError, IndexError, OSError) as error:
+        raise CheckpointError(f"{name}: not a readable checkpoint ({type(error).__name__}); is it complete?") from error
+    if not isinstance(state, dict):
+        raise CheckpointError(f"{name}: expected a dictionary, got {type(state).__name__}")
+    return state
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write ``data`` so that ``path`` is afterwards either its old self or whole, even through a crash.
+
+    The bytes go to a temporary file beside it, are flushed to the disk, and take the name in one rename.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    _sync_directory(path.parent)
+
+
+def save_checkpoint(path: str | Path, state: Mapping[str, Any]) -> None:
+    """Write a checkpoint atomically; raises CheckpointError when the disk refuses (the old file is then untouched)."""
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, encode(state))
+    except OSError as error:
+        raise CheckpointError(
+            f"{path}: cannot write the checkpoint ({error.strerror}); the previous one is intact; free space or choose "
+            "another --run_dir, then --resume"
+        ) from error
+
+
+def load_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> dict[str, Any]:
+    """Read a checkpoint without ever running code from it.
+
+    Foreign files without a digest are accepted as far as ``torch.load(weights_only=True)`` accepts them.
+
+    Raises:
+        CheckpointError: for a missing, torn, altered or code-carrying file.
+    """
+    path = Path(path)
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot read the checkpoint ({error.strerror})") from error
+    return decode(data, str(path), device)
+
+
+def _check_digest(data: bytes, name: str) -> None:
+    tail = data[-_COMMENT_LENGTH:]
+    if tail.startswith(_MARK):
+        raw = data[: -_COMMENT_LENGTH - 2] + b"\x00\x00"
+        if hashlib.sha256(raw).hexdigest().encode() != tail[len(_MARK) :]:
+            raise CheckpointError(f"{name}: the file was altered or damaged: its SHA-256 does not match")
+    elif zipfile.is_zipfile(io.BytesIO(data)) and _MARK in data[-2 * _COMMENT_LENGTH :]:
+        raise CheckpointError(f"{name}: the file was altered or damaged: its digest is not where it belongs")
+
+
+def _sync_directory(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

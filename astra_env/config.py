@@ -1,0 +1,237 @@
+"""The configuration of a self-supervised run: one dataclass a room, every field with its sentence.
+
+Values come from the dataclass defaults, then a preset or YAML file, then dotted overrides; see
+:mod:`astra_env.configuration` for how they are read.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from astra_env.errors import ConfigError
+
+
+@dataclass
+class DataConfig:
+    """Which images, from where."""
+
+    name: str = "digits"
+    """digits, cifar10, cifar100, stl10, tiny_imagenet, folder or module:function."""
+    root: str = "data"
+    """Folder that holds the data set."""
+    download: bool = False
+    """Fetch the data set when it is not under root."""
+    image_size: int | None = None
+    """Side of the square images; default the data set's own."""
+    max_images: int | None = None
+    """Use only the first images of the training split (class-balanced when labelled); default all."""
+    device_budget_mib: int = 4096
+    """Keep the images on the learner's device when they take at most this many MiB."""
+    host_budget_mib: int = 8192
+    """Keep the images in memory when they take at most this many MiB, else read them from a memory-mapped file."""
+
+
+@dataclass
+class ViewsConfig:
+    """The SimCLR augmentation that makes two views of every image."""
+
+    size: int | None = None
+    """Side of a view; default the image's own."""
+    crop_scale: tuple[float, float] = (0.1, 1.0)
+    """Smallest and largest fraction of the area that a crop keeps."""
+    jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.4, 0.1)
+    """Strength of brightness, contrast, saturation and hue jitter."""
+    jitter_probability: float = 0.8
+    """How often colours are jittered."""
+    grayscale_probability: float = 0.2
+    """How often a view turns gray."""
+    flip_probability: float = 0.5
+    """How often a view is mirrored."""
+
+
+@dataclass
+class TargetConfig:
+    """The target network: the encoder that is being made robust."""
+
+    width: int = 64
+    """Channels of the first stage."""
+    blocks: tuple[int, int, int, int] = (2, 2, 2, 2)
+    """Residual blocks of the four stages."""
+    feature_dim: int = 512
+    """Length of the projected features."""
+    hidden_dim: int = 2048
+    """Width of the projection head."""
+    stem: str = "cifar"
+    """cifar (3x3, stride 1) or imagenet (7x7, stride 2, max-pool)."""
+    norm: str = "branch"
+    """branch (one BatchNorm for clean, one for adversarial views), single or group."""
+
+
+@dataclass
+class StrategyConfig:
+    """The grids a policy chooses attacks from; numbers in [0, 1] pixel units or fractions such as 8/255."""
+
+    epsilon: list[float | str] = field(default_factory=lambda: [f"{i}/255" for i in range(3, 16)])
+    """Radii of the l-inf ball."""
+    steps: list[int] = field(default_factory=lambda: list(range(3, 15)))
+    """Numbers of PGD steps."""
+    step_size: list[float | str] = field(default_factory=lambda: [f"{i}/255" for i in range(1, 6)])
+    """Lengths of one step."""
+
+
+@dataclass
+class LearnerConfig:
+    """Self-supervised adversarial training of the target network."""
+
+    objective: str = "astra"
+    """astra (clean, adversarial and mixed NT-Xent) or simclr (clean views only, no attack)."""
+    batch_size: int = 512
+    """Images per step; each gives two views."""
+    epochs: int = 1000
+    """Length of the training in epochs."""
+    total_steps: int | None = None
+    """Length of the training in steps; when given, epochs is ignored."""
+    learning_rate: float = 5.0
+    """LARS learning rate after warm-up."""
+    momentum: float = 0.9
+    """Momentum of the optimiser."""
+    weight_decay: float = 1e-6
+    """Weight decay on every parameter."""
+    trust_coefficient: float = 1e-3
+    """LARS trust coefficient."""
+    warmup_epochs: float = 10.0
+    """Length of the linear warm-up in epochs."""
+    final_learning_rate: float = 1e-6
+    """Where the cosine ends."""
+    temperature: float = 0.5
+    """Temperature of NT-Xent."""
+    mixed_weight: float = 0.5
+    """Weight w of the mixed loss."""
+    reward: str = "astra"
+    """astra, per_view, vs_fixed, cost_aware, constant or module:attribute."""
+    reward_args: dict[str, Any] = field(default_factory=dict)
+    """Arguments of the reward."""
+    precision: str = "fp32"
+    """fp32, or bf16 for autocast with float32 losses and perturbations."""
+    channels_last: bool = False
+    """Keep the network and the views in channels-last memory order."""
+
+
+@dataclass
+class EnvConfig:
+    """The Gymnasium environments."""
+
+    chunk_steps: int = 10
+    """Minibatches that one action of AttackStrategy-v0 is applied to."""
+    reset_mode: str = "restart"
+    """What a bare reset() does: restart (a fresh learner) or continue (the same learner, next training)."""
+    divergence_penalty: float = -1.0
+    """Reward of the step in which training diverged."""
+
+
+@dataclass
+class ProbeConfig:
+    """The linear probe at the end of a run."""
+
+    enabled: bool = True
+    """Run the probe when the training is finished."""
+    epochs: int = 25
+    """Epochs of the linear classifier."""
+    learning_rate: float = 0.01
+    """SGD learning rate of the linear classifier."""
+    batch_size: int = 512
+    """Batch size of the linear classifier."""
+    augment: bool = True
+    """Crop and flip the training images (features are then extracted every epoch), or probe fixed features."""
+    epsilon: list[float | str] = field(default_factory=lambda: ["8/255"])
+    """Radii of the PGD attack on the probe."""
+    steps: int = 20
+    """Steps of the PGD attack on the probe."""
+    max_test_images: int | None = None
+    """Attack only the first test images; default all."""
+
+
+@dataclass
+class RunConfig:
+    """What a run writes, and how often."""
+
+    log_every: int = 10
+    """Steps between lines of metrics.jsonl."""
+    image_every: int = 0
+    """Steps between image grids in TensorBoard; 0 for only the last step."""
+    checkpoint_every: int = 500
+    """Steps between checkpoints."""
+    keep_every: int = 0
+    """Steps between checkpoints that are kept for good; 0 to keep only the last ones."""
+    on_divergence: str = "raise"
+    """raise, or rollback: restore the last checkpoint and continue at half the learning rate."""
+    threads: int | None = None
+    """CPU threads; default PyTorch's own choice."""
+
+
+@dataclass
+class ExperimentConfig:
+    """Everything a self-supervised run depends on."""
+
+    seed: int = 3407
+    """Seed of every generator of the run."""
+    device: str = "auto"
+    """cpu, cuda, cuda:N or auto."""
+    policy: str = "reinforce"
+    """Who chooses the attacks: fixed, random, reinforce or module:Class."""
+    policy_args: dict[str, Any] = field(default_factory=dict)
+    """Arguments of the policy."""
+    data: DataConfig = field(default_factory=DataConfig)
+    views: ViewsConfig = field(default_factory=ViewsConfig)
+    target: TargetConfig = field(default_factory=TargetConfig)
+    strategy: StrategyConfig = field(default_factory=StrategyConfig)
+    learner: LearnerConfig = field(default_factory=LearnerConfig)
+    env: EnvConfig = field(default_factory=EnvConfig)
+    probe: ProbeConfig = field(default_factory=ProbeConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+
+    def validate(self) -> None:
+        """Raise ConfigError naming the first field whose value cannot be used."""
+        learner = self.learner
+        _at_least("learner.batch_size", learner.batch_size, 2)
+        _at_least("learner.epochs", learner.epochs, 1)
+        if learner.total_steps is not None:
+            _at_least("learner.total_steps", learner.total_steps, 1)
+        _positive("learner.learning_rate", learner.learning_rate)
+        _positive("learner.temperature", learner.temperature)
+        _positive("learner.mixed_weight", learner.mixed_weight, allow_zero=True)
+        _positive("learner.warmup_epochs", learner.warmup_epochs, allow_zero=True)
+        _one_of("learner.precision", learner.precision, ("fp32", "bf16"))
+        _one_of("target.norm", self.target.norm, ("branch", "single", "group"))
+        _one_of("target.stem", self.target.stem, ("cifar", "imagenet"))
+        _one_of("env.reset_mode", self.env.reset_mode, ("restart", "continue"))
+        _one_of("run.on_divergence", self.run.on_divergence, ("raise", "rollback"))
+        _at_least("env.chunk_steps", self.env.chunk_steps, 1)
+        _at_least("run.log_every", self.run.log_every, 1)
+        _at_least("run.checkpoint_every", self.run.checkpoint_every, 1)
+        _at_least("run.keep_every", self.run.keep_every, 0)
+        _at_least("target.width", self.target.width, 1)
+        for name in ("jitter_probability", "grayscale_probability", "flip_probability"):
+            _probability(f"views.{name}", getattr(self.views, name))
+        low, high = self.views.crop_scale
+        if not 0 < low <= high <= 1:
+            raise ConfigError(f"views.crop_scale: expected 0 < low <= high <= 1, got {list(self.views.crop_scale)}")
+
+
+def _at_least(name: str, value: int, least: int) -> None:
+    if value < least:
+        raise ConfigError(f"{name}: expected an integer >= {least}, got {value}")
+
+
+def _positive(name: str, value: float, allow_zero: bool = False) -> None:
+    if not (value >= 0 if allow_zero else value > 0) or value == float("inf"):
+        raise ConfigError(f"{name}: expected a finite number {'>=' if allow_zero else '>'} 0, got {value}")
+
+
+def _probability(name: str, value: float) -> None:
+    if not 0 <= value <= 1:
+        raise ConfigError(f"{name}: expected a probability in [0, 1], got {value}")
+
+
+def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ConfigError(f"{name}: expected one of {', '.join(allowed)}, got {value!r}")

@@ -1,0 +1,1 @@
+"""The presets: YAML files named for what they configure."""

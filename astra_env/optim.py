@@ -1,0 +1,87 @@
+"""The optimiser and the learning-rate schedule of self-supervised pretraining."""
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+
+class LARS(Optimizer):
+    """Layer-wise adaptive rate scaling (You et al. 2017) as self-supervised adversarial training uses it.
+
+    Per parameter tensor, with gradient g and weights w: ``rate = lr * trust * |w| / (|g| + weight_decay * |w|)``,
+    ``buffer = momentum * buffer + rate * (g + weight_decay * w)``, ``w -= buffer``. Every tensor is scaled and
+    decayed, normalisation and biases included. A tensor of zero norm therefore has rate zero and stays as it is:
+    published behaviour, so biases that start at zero remain there.
+
+    The update works on lists of tensors and never waits for the device.
+
+    Args:
+        params: parameters or parameter groups.
+        lr: learning rate.
+        momentum: momentum factor.
+        weight_decay: weight decay factor.
+        trust_coefficient: the trust coefficient.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Tensor] | Iterable[dict[str, Any]],
+        lr: float,
+        momentum: float = 0.9,
+        weight_decay: float = 1e-6,
+        trust_coefficient: float = 1e-3,
+    ) -> None:
+        defaults = {
+            "lr": lr,
+            "momentum": momentum,
+            "weight_decay": weight_decay,
+            "trust_coefficient": trust_coefficient,
+        }
+        super().__init__(params, defaults)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+        """Update every parameter that has a gradient; returns the closure's loss, if one is given."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            parameters = [p for p in group["params"] if p.grad is not None]
+            if parameters:
+                self._update(parameters, group)
+        return loss
+
+    def _update(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        decay = group["weight_decay"]
+        weight_norms = torch.stack(torch._foreach_norm(parameters))
+        gradient_norms = torch.stack(torch._foreach_norm(gradients))
+        scale = gradient_norms + decay * weight_norms
+        ratio = torch.where(scale > 0, weight_norms / scale.clamp_min(torch.finfo(scale.dtype).tiny), 0.0)
+        rates = list((group["lr"] * group["trust_coefficient"] * ratio).unbind())
+        updates = torch._foreach_add(gradients, parameters, alpha=decay)
+        torch._foreach_mul_(updates, rates)
+        buffers = [self.state[p].setdefault("momentum_buffer", torch.zeros_like(p)) for p in parameters]
+        torch._foreach_mul_(buffers, group["momentum"])
+        torch._foreach_add_(buffers, updates)
+        torch._foreach_sub_(parameters, buffers)
+
+
+def warmup_cosine(step: int, total_steps: int, warmup_steps: int, final_factor: float) -> float:
+    """Return the learning-rate factor of one step: linear warm-up from 0 to 1, then half a cosine to ``final_factor``.
+
+    Args:
+        step: 0-based step; beyond ``total_steps`` the factor stays final.
+        total_steps: length of the training.
+        warmup_steps: length of the warm-up; 0 for none.
+        final_factor: the factor reached at ``total_steps``.
+    """
+    if step < warmup_steps:
+        return step / warmup_steps
+    progress = min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))
+    return final_factor + (1 - final_factor) * 0.5 * (1 + math.cos(math.pi * progress))

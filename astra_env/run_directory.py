@@ -1,0 +1,205 @@
+"""The run directory: one run's configuration, metrics, TensorBoard events, checkpoints and summary.
+
+``config.yaml``, ``metrics.jsonl``, ``checkpoints/last.pt`` (its predecessor ``previous.pt`` and kept ones beside it),
+``summary.json``, TensorBoard events, figures. One process at a time owns a directory.
+"""
+
+import json
+import logging
+import os
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from astra_env.checkpoint import encode, load_checkpoint, write_atomically
+from astra_env.errors import CheckpointError, RunDirectoryError
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+logger = logging.getLogger(__name__)
+
+
+class RunDirectory:
+    """Owns a run directory from construction to :meth:`close`; use as a context manager.
+
+    Args:
+        path: the directory; created when absent.
+        config_yaml: the fully resolved configuration, written to ``config.yaml``.
+        resume: continue the run that lives there. Without it a directory that already holds a run is refused.
+
+    Raises:
+        RunDirectoryError: when the directory cannot be written, is in use, holds another run, or holds none to resume.
+    """
+
+    def __init__(self, path: str | Path, config_yaml: str, *, resume: bool = False) -> None:
+        self.path = Path(path)
+        self._writer: SummaryWriter | None = None
+        self._check_occupied(resume)
+        try:
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+            self._lock()
+            if not resume or not (self.path / "config.yaml").exists():
+                write_atomically(self.path / "config.yaml", config_yaml.encode())
+            self._metrics = open(self.metrics_path, "ab")  # noqa: SIM115 - closed by close()
+        except OSError as error:
+            raise RunDirectoryError(
+                f"run_dir: cannot write {self.path} ({error.strerror}); choose a writable --run_dir"
+            ) from error
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where checkpoints are."""
+        return self.path / "checkpoints"
+
+    @property
+    def metrics_path(self) -> Path:
+        """The metrics file: one JSON object a line."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def writer(self) -> "SummaryWriter":
+        """The TensorBoard writer, opened at first use."""
+        if self._writer is None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._writer = SummaryWriter(str(self.path))
+        return self._writer
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Append one line to ``metrics.jsonl`` and the same scalars to TensorBoard."""
+        self._metrics.write((json.dumps({"step": step, **values}) + "\n").encode())
+        for name, value in values.items():
+            self.writer.add_scalar(name, value, step)
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """Return the lines of ``metrics.jsonl`` written so far."""
+        self._metrics.flush()
+        return [json.loads(line) for line in self.metrics_path.read_text().splitlines()]
+
+    def save(self, state: Mapping[str, Any], *, keep_as: str | None = None) -> None:
+        """Write ``checkpoints/last.pt`` atomically; the one before becomes ``previous.pt``.
+
+        The length of ``metrics.jsonl`` is stored with it, so that a resumed run continues the file exactly there.
+
+        Args:
+            state: tensors and plain containers.
+            keep_as: also keep the checkpoint for good under this name, such as ``"step_1000"``.
+        """
+        last, previous = self.checkpoints / "last.pt", self.checkpoints / "previous.pt"
+        try:
+            self._metrics.flush()
+            os.fsync(self._metrics.fileno())
+            data = encode({**state, "metrics_bytes": self._metrics.tell()})
+            if keep_as is not None:
+                write_atomically(self.checkpoints / f"{keep_as}.pt", data)
+            if last.exists():
+                _link_over(last, previous)
+            write_atomically(last, data)
+        except OSError as error:
+            raise RunDirectoryError(
+                f"run_dir: cannot write a checkpoint to {self.checkpoints} ({error.strerror}); the last good one is "
+                "intact; make room, then --resume"
+            ) from error
+
+    def restore(self) -> dict[str, Any] | None:
+        """Return the newest whole checkpoint, or None when there is none, and cut the metrics back to it.
+
+        A damaged ``last.pt`` is reported and ``previous.pt`` is used.
+
+        Raises:
+            CheckpointError: when checkpoints exist but none is whole.
+        """
+        candidates = [self.checkpoints / "last.pt", self.checkpoints / "previous.pt"]
+        problems = []
+        for path in (candidate for candidate in candidates if candidate.exists()):
+            try:
+                state = load_checkpoint(path)
+            except CheckpointError as error:
+                logger.warning("%s; falling back to the checkpoint before it", error)
+                problems.append(str(error))
+                continue
+            self._cut_metrics(int(state.get("metrics_bytes", 0)))
+            return state
+        if problems:
+            raise CheckpointError(f"{self.path}: no whole checkpoint is left: {'; '.join(problems)}")
+        self._cut_metrics(0)
+        return None
+
+    def write_summary(self, summary: Mapping[str, Any]) -> None:
+        """Write ``summary.json`` atomically."""
+        write_atomically(self.path / "summary.json", (json.dumps(summary, indent=2) + "\n").encode())
+
+    def close(self) -> None:
+        """Flush everything and give the directory free."""
+        self._metrics.close()
+        if self._writer is not None:
+            self._writer.close()
+        (self.path / ".lock").unlink(missing_ok=True)
+
+    def __enter__(self) -> "RunDirectory":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _check_occupied(self, resume: bool) -> None:
+        occupied = (self.path / "config.yaml").exists() or (self.checkpoints / "last.pt").exists()
+        if occupied and not resume:
+            raise RunDirectoryError(
+                f"run_dir: {self.path} already holds a run; continue it with --resume or choose another --run_dir"
+            )
+        if self.path.exists() and not self.path.is_dir():
+            raise RunDirectoryError(f"run_dir: {self.path} is a file; choose another --run_dir")
+
+    def _cut_metrics(self, size: int) -> None:
+        self._metrics.flush()
+        os.truncate(self.metrics_path, min(size, self.metrics_path.stat().st_size))
+
+    def _lock(self) -> None:
+        lock = self.path / ".lock"
+        owner = json.dumps({"pid": os.getpid(), "host": socket.gethostname()})
+        for _ in range(2):
+            try:
+                with open(lock, "x") as file:
+                    file.write(owner)
+                return
+            except FileExistsError:
+                if not _is_stale(lock):
+                    raise RunDirectoryError(
+                        f"run_dir: {self.path} is in use by {lock.read_text()}; wait for it, stop it, or choose "
+                        f"another --run_dir (delete {lock} if that process is gone)"
+                    ) from None
+                lock.unlink(missing_ok=True)
+        raise RunDirectoryError(f"run_dir: {self.path} is being taken by another process; choose another --run_dir")
+
+
+def _link_over(source: Path, target: Path) -> None:
+    """Give ``source`` the second name ``target`` in one step, replacing what was there."""
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    temporary.unlink(missing_ok=True)
+    os.link(source, temporary)
+    os.replace(temporary, target)
+
+
+def _is_stale(lock: Path) -> bool:
+    try:
+        owner = json.loads(lock.read_text())
+        pid, host = int(owner["pid"]), owner["host"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return True
+    if host != socket.gethostname():
+        return False
+    if pid == os.getpid():
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False
+    return False

@@ -1,0 +1,240 @@
+"""The attack engine against a plain masked full-batch loop, its bounds, and what it leaves behind."""
+
+import pytest
+import torch
+from conftest import fill_deterministically
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from astra_env.attacks import contrastive_attack, contrastive_pgd, frozen, get_norm, perturb, supervised_pgd
+from astra_env.attacks.objectives import Contrastive, CrossEntropy, KLDivergence, Margin
+from astra_env.errors import InputError
+from astra_env.losses import nt_xent
+from astra_env.models import preact_resnet18, target_resnet18
+from astra_env.strategy import AttackStrategy, StrategySpace
+
+
+def masked_attack(encoder, views, strategy, start, branch="adv"):
+    """The whole batch in every iteration; a mask stops the views that are done. Weight gradients included."""
+    encoder.eval()
+    epsilon, alpha = strategy.epsilon.view(-1, 1, 1, 1).to(views), strategy.step_size.view(-1, 1, 1, 1).to(views)
+    delta = (views + start).clamp(0, 1) - views
+    for iteration in range(int(strategy.steps.max())):
+        delta.requires_grad_()
+        loss = nt_xent(encoder(views + delta, branch=branch))
+        (gradient,) = torch.autograd.grad(loss, delta)
+        moving = (strategy.steps > iteration).view(-1, 1, 1, 1)
+        moved = torch.maximum(torch.minimum(delta + alpha * gradient.sign(), epsilon), -epsilon)
+        moved = (views + moved).clamp(0, 1) - views
+        delta = torch.where(moving, moved, delta).detach()
+    return (views + delta).clamp(0, 1)
+
+
+def small_target(dtype=torch.float32):
+    network = target_resnet18(
+        width=4, blocks=(1, 1), feature_dim=8, hidden_dim=16, generator=torch.Generator().manual_seed(3)
+    )
+    return network.to(dtype)
+
+
+def random_strategy(count, seed):
+    generator = torch.Generator().manual_seed(seed)
+    space = StrategySpace()
+    columns = [torch.randint(size, (count,), generator=generator) for size in space.sizes]
+    return space.decode(torch.stack(columns, dim=1))
+
+
+def random_views(count, size, seed, dtype=torch.float32):
+    return torch.rand(count, 3, size, size, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_shrinking_batch_is_bit_identical_to_the_masked_loop_in_float64(seed):
+    network, views = small_target(torch.float64), random_views(12, 8, seed, torch.float64)
+    strategy = random_strategy(12, seed)
+    start = (random_views(12, 8, seed + 100, torch.float64) * 2 - 1) * 8 / 255
+    expected = masked_attack(network, views, strategy, start)
+    assert torch.equal(contrastive_pgd(network, views, strategy, init=start), expected)
+
+
+def test_shrinking_batch_agrees_with_the_masked_loop_on_the_official_network(golden_astra):
+    network, views = fill_deterministically(target_resnet18()), golden_astra["images"]
+    strategy = random_strategy(8, 5)
+    expected = masked_attack(network, views, strategy, golden_astra["attack_delta0"])
+    ours = contrastive_pgd(network, views, strategy, init=golden_astra["attack_delta0"])
+    assert ((ours - expected).abs() < 1e-6).float().mean() >= 0.98
+
+
+@pytest.mark.parametrize(("branch", "key"), [("adv", "attack_adv_bn_pgd"), ("clean", "attack_adv_bn_normal")])
+def test_official_contrastive_attack(golden_astra, branch, key):
+    network = fill_deterministically(target_resnet18())
+    strategy = AttackStrategy(
+        golden_astra["attack_epsilon_255"].float() / 255,
+        golden_astra["attack_iterations"],
+        golden_astra["attack_step_size_255"].float() / 255,
+    )
+    ours = contrastive_pgd(network, golden_astra["images"], strategy, branch=branch, init=golden_astra["attack_delta0"])
+    difference = (ours - golden_astra[key]).abs()
+    assert (difference < 1e-6).float().mean() >= 0.99
+    assert difference.mean() < 1e-4
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_official_supervised_attack(golden_rpat, norm):
+    network = fill_deterministically(preact_resnet18())
+    images = golden_rpat["images"]
+    if norm == "linf":
+        budget = {"epsilon": 8 / 255, "step_size": 2 / 255, "init": golden_rpat["pgd_linf_delta0"]}
+        expected = golden_rpat["pgd_linf_adv_eps8_step2_it5"]
+    else:
+        budget = {"epsilon": 128 / 255, "step_size": 15 / 255, "init": torch.zeros_like(images)}
+        expected = golden_rpat["pgd_l2_adv_eps128_step15_it5"]
+    ours = supervised_pgd(network, images, golden_rpat["pgd_labels"], steps=5, norm=norm, **budget)
+    difference = (ours - expected).abs()
+    assert (difference < (1e-6 if norm == "linf" else 1e-5)).float().mean() >= 0.99
+    assert difference.mean() < 1e-4
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    budgets=st.lists(st.tuples(st.floats(0, 0.3), st.integers(0, 4), st.floats(0, 0.4)), min_size=4, max_size=4),
+    norm=st.sampled_from(["linf", "l2"]),
+    start=st.floats(-2, 2),
+)
+def test_attack_never_leaves_the_ball_or_the_box(budgets, norm, start):
+    views = random_views(4, 4, 0)
+    views[0, :, :2] = 0
+    views[1, :, :2] = 1
+    epsilon, steps, step_size = zip(*budgets, strict=True)
+    strategy = AttackStrategy(torch.tensor(epsilon), torch.tensor(steps), torch.tensor(step_size))
+    adversarial = contrastive_pgd(small_target(), views, strategy, init=torch.full_like(views, start), norm=norm)
+    assert adversarial.min() >= 0
+    assert adversarial.max() <= 1
+    delta = (adversarial - views).flatten(1)
+    size = delta.abs().amax(1) if norm == "linf" else delta.norm(dim=1)
+    assert (size <= strategy.epsilon + 1e-6).all()
+
+
+def test_final_features_are_those_of_the_adversarial_views():
+    network, views = small_target(), random_views(8, 8, 2)
+    result = contrastive_attack(network, views, random_strategy(8, 3), generator=torch.Generator().manual_seed(0))
+    with frozen(network), torch.no_grad():
+        torch.testing.assert_close(result.outputs, network(result.adversarial, branch="adv"), rtol=1e-4, atol=1e-5)
+
+
+def test_attack_raises_the_contrastive_loss():
+    network, views = small_target(), random_views(8, 8, 2)
+    strategy = AttackStrategy.constant(8, 16 / 255, 5, 4 / 255)
+    result = contrastive_attack(network, views, strategy, init=torch.zeros_like(views))
+    with frozen(network), torch.no_grad():
+        assert nt_xent(result.outputs) > nt_xent(network(views, branch="adv")) + 0.01
+
+
+def fingerprint(model: nn.Module):
+    return (
+        [module.training for module in model.modules()],
+        [parameter.requires_grad for parameter in model.parameters()],
+        [None if parameter.grad is None else parameter.grad.clone() for parameter in model.parameters()],
+        {name: tensor.clone() for name, tensor in model.state_dict().items()},
+    )
+
+
+def assert_untouched(before, model):
+    modes, flags, gradients, state = fingerprint(model)
+    assert (modes, flags) == before[:2]
+    assert all(
+        (a is None) == (b is None) and (a is None or torch.equal(a, b))
+        for a, b in zip(gradients, before[2], strict=True)
+    )
+    assert all(torch.equal(state[name], before[3][name]) for name in before[3])
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_attack_leaves_the_model_exactly_as_it_found_it(fails):
+    network, views = small_target().train(), random_views(4, 8, 1)
+    network.bn1.eval()
+    parameters = list(network.parameters())
+    parameters[0].requires_grad_(False)
+    parameters[1].grad = torch.ones_like(parameters[1])
+    before = fingerprint(network)
+    strategy = AttackStrategy.constant(4, steps=2)
+    if fails:
+        with pytest.raises(InputError):
+            contrastive_pgd(network, views, strategy, branch="nonsense")
+    else:
+        contrastive_pgd(network, views, strategy)
+    assert_untouched(before, network)
+
+
+class CountingLinear(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(12, 3)
+        self.rows = 0
+
+    def forward(self, images):
+        self.rows += len(images)
+        return self.linear(images.flatten(1))
+
+
+def test_cost_is_each_images_own_steps_plus_one_forward():
+    model, images = CountingLinear(), random_views(4, 2, 0)
+    strategy = AttackStrategy(torch.full((4,), 0.1), torch.tensor([1, 5, 2, 3]), torch.full((4,), 0.01))
+    goal = CrossEntropy(torch.tensor([0, 1, 2, 0]))
+    perturb(model, images, strategy, goal, norm=get_norm("linf"), delta=torch.zeros_like(images))
+    assert model.rows == 1 + 5 + 2 + 3
+    model.rows = 0
+    perturb(model, images, strategy, goal, norm=get_norm("linf"), delta=torch.zeros_like(images), final_outputs=True)
+    assert model.rows == 1 + 5 + 2 + 3 + 4
+
+
+def test_attacks_take_no_gradient_of_the_weights(monkeypatch):
+    network, views = small_target(), random_views(4, 8, 1)
+    seen = []
+    network.conv1.register_forward_hook(lambda module, inputs, output: seen.append(module.weight.requires_grad))
+    contrastive_pgd(network, views, AttackStrategy.constant(4, steps=2))
+    assert seen
+    assert not any(seen)
+
+
+@pytest.mark.parametrize("objective", [CrossEntropy, Margin, KLDivergence])
+def test_every_supervised_objective_climbs(objective):
+    model, images = CountingLinear(), random_views(6, 2, 0)
+    labels = model(images).argmax(1)
+    goal = objective(model(images).detach()) if objective is KLDivergence else objective(labels)
+    start = torch.full_like(images, 1e-3)
+    adversarial = supervised_pgd(
+        model, images, labels, epsilon=0.2, step_size=0.05, steps=5, init=start, objective=goal
+    )
+    assert goal(model(adversarial)) > goal(model(images)) + 0.01
+
+
+def test_default_start_comes_from_the_generator_alone():
+    network, views = small_target(), random_views(4, 8, 1)
+    strategy = AttackStrategy.constant(4, steps=1)
+    state = torch.get_rng_state()
+    first = contrastive_pgd(network, views, strategy, generator=torch.Generator().manual_seed(7))
+    again = contrastive_pgd(network, views, strategy, generator=torch.Generator().manual_seed(7))
+    other = contrastive_pgd(network, views, strategy, generator=torch.Generator().manual_seed(8))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_contrastive_objective_is_joint_and_others_are_not():
+    assert Contrastive().joint
+    assert not CrossEntropy(torch.zeros(1)).joint
+
+
+def test_bad_budgets_are_named():
+    model, images = CountingLinear(), random_views(2, 2, 0)
+    labels = torch.zeros(2, dtype=torch.int64)
+    with pytest.raises(InputError, match=r"epsilon: .*8/255"):
+        supervised_pgd(model, images, labels, epsilon=8, step_size=0.1, steps=1)
+    with pytest.raises(InputError, match="steps"):
+        supervised_pgd(model, images, labels, epsilon=0.1, step_size=0.1, steps=-1)
+    with pytest.raises(InputError, match="norm"):
+        supervised_pgd(model, images, labels, epsilon=0.1, step_size=0.1, steps=1, norm="l1")
+    with pytest.raises(InputError, match=r"strategy: expected one entry per image \(2\), got 3"):
+        contrastive_pgd(small_target(), random_views(2, 8, 0), AttackStrategy.constant(3))
