@@ -46,8 +46,8 @@ def test_every_integer_dtype_decodes_alike(dtype):
         ([[0, -1, 0]], r"actions\[:, 1\] \(steps\): expected indices 0..11, got -1"),
         ([[0, 0, 5]], r"actions\[:, 2\] \(step_size\)"),
         ([[0.5, 0.0, 0.0]], "expected integers"),
-        ([[0, 0]], "expected shape"),
-        ([[[0, 0, 0]]], "expected shape"),
+        ([[0, 0]], r"expected integers of shape \(N, 3\) or \(3,\), got shape \(1, 2\)"),
+        ([[[0, 0, 0]]], r"got shape \(1, 1, 3\)"),
         ([[True, False, True]], "expected integers"),
     ],
 )
