@@ -51,7 +51,7 @@ class BatchSampler(Iterator[Tensor]):
             self._order = self._permutation(self._epoch)
         start = self._position * self.batch_size
         self._position += 1
-        return self._order[start : start + self.batch_size].clone()
+        return self._order[start : start + self.batch_size]
 
     def state_dict(self) -> dict[str, int]:
         """Return ``epoch`` and ``position`` (batches of that epoch already given)."""

@@ -199,6 +199,14 @@ def test_a_subset_of_mapped_images_is_mapped_and_leaves_no_file(image_folder: Im
     assert sorted((root / cache.CACHE_NAME).iterdir()) == listing
 
 
+def test_a_subset_of_mapped_images_that_cannot_be_written_is_said(image_folder: ImageFolder) -> None:
+    root = image_folder()
+    mapped = load(root, max_host_bytes=100)
+    shutil.rmtree(root / cache.CACHE_NAME)
+    with pytest.raises(DataError, match=r"\.astra_cache: no room for 2 images of a subset"):
+        mapped.subset(torch.tensor([0, 1]))
+
+
 def test_image_size_resizes_the_shorter_side_and_takes_the_centre(tmp_path: Path) -> None:
     wide = Image.fromarray(pixels(0, 10, 30))
     tall = wide.transpose(Image.Transpose.TRANSPOSE)

@@ -57,15 +57,6 @@ def test_the_global_generator_is_neither_read_nor_moved() -> None:
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_a_batch_that_was_changed_does_not_change_the_epoch() -> None:
-    sampler = BatchSampler(8, 4, seed=0)
-    batch = next(sampler)
-    expected = batch.clone()
-    batch.fill_(-1)
-    sampler.load_state_dict({"epoch": 0, "position": 0})
-    assert torch.equal(next(sampler), expected)
-
-
 def test_fewer_images_than_a_batch_names_both_numbers() -> None:
     with pytest.raises(DataError, match=r"5 images are fewer than one batch of 8; lower --learner\.batch_size"):
         BatchSampler(5, 8, seed=0)
