@@ -1,0 +1,1 @@
+"""Figures; nothing outside this package imports matplotlib."""
