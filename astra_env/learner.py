@@ -1,0 +1,261 @@
+"""Self-supervised adversarial training, one minibatch at a time, under attacks that somebody else chooses."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from astra_env.attacks import AttackResult, contrastive_attack, frozen
+from astra_env.augment import SimCLRAugment
+from astra_env.checkpoint import load_checkpoint
+from astra_env.config import DataConfig, ExperimentConfig, TargetConfig
+from astra_env.data import BatchSampler, ImageDataset, label_fraction, load_dataset
+from astra_env.devices import resolve_device
+from astra_env.errors import CheckpointError, ConfigError
+from astra_env.models import TargetNetwork, load_official, target_resnet18
+from astra_env.objectives import OBJECTIVES, Losses
+from astra_env.optim import LARS, warmup_cosine
+from astra_env.report import StepReport
+from astra_env.rewards import RewardInputs, VersusFixed, make_reward
+from astra_env.seeding import derive_seed, generator
+from astra_env.strategy import AttackStrategy, StrategySpace
+
+
+class ContrastiveLearner:
+    """Trains a target network by contrastive learning on clean and attacked views (ASTrA 2025; DESIGN section 4).
+
+    The same seed and configuration give the same training; every random number comes from the learner's own
+    generators, so PyTorch's global one is neither used nor disturbed.
+
+    Args:
+        config: the run's configuration.
+        dataset: the images; loaded by ``config.data`` when not given.
+
+    Raises:
+        ConfigError, DataError: naming the field that cannot be used.
+    """
+
+    def __init__(self, config: ExperimentConfig, dataset: ImageDataset | None = None) -> None:
+        self.config = config
+        options = config.learner
+        self.device = resolve_device(config.device)
+        self.space = StrategySpace(config.strategy.epsilon, config.strategy.steps, config.strategy.step_size)
+        self.objective = OBJECTIVES.get(options.objective)(options)
+        self.reward = make_reward(options.reward, options.reward_args)
+        self.dataset = dataset if dataset is not None else load_training_images(config.data, self.device)
+        self.target = build_target(config.target, config.seed, self.device, options.channels_last)
+        self.augment = _make_augment(config, self.dataset.images.shape[-1])
+        self.sampler = BatchSampler(len(self.dataset), options.batch_size, derive_seed(config.seed, "batches"))
+        self.view_generator = generator(config.seed, "views")
+        self.attack_generator = generator(config.seed, "attack", self.device)
+        self.optimizer = LARS(
+            self.target.parameters(),
+            lr=options.learning_rate,
+            momentum=options.momentum,
+            weight_decay=options.weight_decay,
+            trust_coefficient=options.trust_coefficient,
+        )
+        self.autocast = torch.bfloat16 if options.precision == "bf16" else None
+        self.total_steps = options.total_steps or options.epochs * self.steps_per_epoch
+        self.warmup_steps = min(round(options.warmup_epochs * self.steps_per_epoch), self.total_steps)
+        self.learning_rate_scale = 1.0
+        self.step_count = 0
+        self._views: Tensor | None = None
+        self._before_views: dict[str, Any] = {}
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Minibatches in one pass over the images."""
+        return self.sampler.steps_per_epoch
+
+    @property
+    def views_per_step(self) -> int:
+        """Views in one minibatch: two per image."""
+        return 2 * self.config.learner.batch_size
+
+    @property
+    def finished(self) -> bool:
+        """Whether the training budget is used up."""
+        return self.step_count >= self.total_steps
+
+    @property
+    def learning_rate(self) -> float:
+        """The learning rate of the next step."""
+        options = self.config.learner
+        final = options.final_learning_rate / options.learning_rate
+        factor = warmup_cosine(self.step_count, self.total_steps, self.warmup_steps, final)
+        return options.learning_rate * factor * self.learning_rate_scale
+
+    def views(self) -> Tensor:
+        """Return the next minibatch: float views (2B, 3, H, W) in [0, 1]; the same ones until :meth:`step`."""
+        if self._views is None:
+            self._before_views = {"sampler": self.sampler.state_dict(), "views": self.view_generator.get_state()}
+            images = self.dataset.gather(next(self.sampler), self.device)
+            views = self.augment(images, self.view_generator)
+            if self.config.learner.channels_last:
+                views = views.to(memory_format=torch.channels_last)
+            self._views = views
+        return self._views
+
+    def observation(self) -> Tensor:
+        """Return :meth:`views` as uint8, which loses nothing: views lie on the 8-bit grid."""
+        return (self.views() * 255).round_().to(torch.uint8)
+
+    def step(self, strategy: AttackStrategy) -> StepReport:
+        """Train on the next minibatch under ``strategy``: one budget per view, or one for all.
+
+        Waits for the device once, to learn how many steps each attack has.
+        """
+        views = self.views()
+        strategy = _for_every_view(strategy, len(views), self.device)
+        attack = self._attack(views, strategy) if self.objective.attacked else None
+        reward = self._reward(views, strategy, attack)
+        adversarial = views if attack is None else attack.adversarial
+        losses = self.objective(self._training_features, views, adversarial)
+        learning_rate, gradient_norm = self.learning_rate, self._update(losses)
+        report = StepReport(
+            step=self.step_count,
+            learning_rate=learning_rate,
+            strategy=None if attack is None else strategy,
+            reward=reward,
+            terms={"loss": losses.total.detach(), **_detached(losses.terms), "grad_norm": gradient_norm},
+            views=views,
+            adversarial=adversarial,
+        )
+        self._views = None
+        self.step_count += 1
+        return report
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything the rest of the training depends on: tensors and plain values."""
+        return {
+            "target": self.target.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "step": self.step_count,
+            "learning_rate_scale": self.learning_rate_scale,
+            "sampler": self.sampler.state_dict() if self._views is None else self._before_views["sampler"],
+            "view_generator": self.view_generator.get_state() if self._views is None else self._before_views["views"],
+            "attack_generator": self.attack_generator.get_state().cpu(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue exactly where ``state`` was taken; raises CheckpointError when it belongs to something else."""
+        try:
+            load_official(self.target, state["target"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.sampler.load_state_dict(state["sampler"])
+            self.view_generator.set_state(state["view_generator"].cpu())
+            self.attack_generator.set_state(state["attack_generator"].cpu())
+            self.step_count = int(state["step"])
+            self.learning_rate_scale = float(state["learning_rate_scale"])
+        except (KeyError, ValueError, TypeError, RuntimeError, AttributeError) as error:
+            if isinstance(error, CheckpointError):
+                raise
+            raise CheckpointError(f"checkpoint: does not fit this learner ({type(error).__name__}: {error})") from error
+        self._views = None
+
+    def warm_start(self, path: str) -> None:
+        """Take over the target network's weights of a checkpoint and nothing else of it."""
+        state = load_checkpoint(path)
+        load_official(self.target, state.get("learner", state).get("target", state))
+
+    def _attack(self, views: Tensor, strategy: AttackStrategy) -> AttackResult:
+        return contrastive_attack(
+            self.target,
+            views,
+            strategy,
+            generator=self.attack_generator,
+            temperature=self.config.learner.temperature,
+            autocast=self.autocast,
+        )
+
+    def _reward(self, views: Tensor, strategy: AttackStrategy, attack: AttackResult | None) -> Tensor:
+        if attack is None or attack.outputs is None:
+            return views.new_zeros(())
+        reference = None
+        if isinstance(self.reward, VersusFixed):
+            fixed = self.reward.reference(len(views), self.device)
+            reference = self._attack(views, fixed).outputs
+        with frozen(self.target), torch.no_grad():
+            clean = self._features(views, "clean")
+        temperature = self.config.learner.temperature
+        return self.reward(RewardInputs(clean, attack.outputs, strategy, temperature, reference))
+
+    def _training_features(self, views: Tensor, branch: str) -> Tensor:
+        self.target.train()
+        return self._features(views, branch)
+
+    def _features(self, views: Tensor, branch: str) -> Tensor:
+        with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
+            features = self.target(views, branch=branch)
+        return features.float()
+
+    def _update(self, losses: Losses) -> Tensor:
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate
+        self.optimizer.zero_grad(set_to_none=True)
+        losses.total.backward()
+        gradients = [p.grad for p in self.target.parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        self.optimizer.step()
+        return norm
+
+
+def build_target(config: TargetConfig, seed: int, device: torch.device, channels_last: bool = False) -> TargetNetwork:
+    """Build the target network of a configuration; its weights depend on the seed alone, not on the device."""
+    target = target_resnet18(
+        width=config.width,
+        blocks=config.blocks,
+        feature_dim=config.feature_dim,
+        hidden_dim=config.hidden_dim,
+        stem=config.stem,
+        norm=config.norm,
+        generator=generator(seed, "target"),
+    ).to(device)
+    return target.to(memory_format=torch.channels_last) if channels_last else target  # type: ignore[call-overload]
+
+
+def load_training_images(config: DataConfig, device: torch.device, split: str = "pretrain") -> ImageDataset:
+    """Load one split of the configured data set, cut to ``max_images`` when that is set."""
+    dataset = load_dataset(
+        config.name,
+        split,
+        root=config.root,
+        download=config.download,
+        image_size=config.image_size,
+        device=device,
+        max_device_bytes=config.device_budget_mib << 20,
+        max_host_bytes=config.host_budget_mib << 20,
+    )
+    if config.max_images is None or config.max_images >= len(dataset) or split == "test":
+        return dataset
+    if config.max_images < 1:
+        raise ConfigError(f"data.max_images: expected an integer >= 1, got {config.max_images}")
+    if dataset.classes and config.max_images >= len(dataset.classes):
+        return label_fraction(dataset, config.max_images / len(dataset), seed=0)
+    return dataset.subset(torch.arange(config.max_images))
+
+
+def _make_augment(config: ExperimentConfig, native_size: int) -> SimCLRAugment:
+    options = config.views
+    return SimCLRAugment(
+        image_size=options.size or native_size,
+        crop_scale=options.crop_scale,
+        flip_probability=options.flip_probability,
+        jitter=options.jitter,
+        jitter_probability=options.jitter_probability,
+        grayscale_probability=options.grayscale_probability,
+    )
+
+
+def _for_every_view(strategy: AttackStrategy, count: int, device: torch.device) -> AttackStrategy:
+    strategy = strategy.to(device)
+    if len(strategy) != 1:
+        return strategy
+    return AttackStrategy(
+        strategy.epsilon.expand(count), strategy.steps.expand(count), strategy.step_size.expand(count)
+    )
+
+
+def _detached(terms: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.detach() for name, value in terms.items()}
