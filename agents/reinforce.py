@@ -122,16 +122,14 @@ class Reinforce:
             norm=settings["norm"],
             generator=generator(seed, "strategy network"),
         ).to(self.device)
-        parameters, rate = list(self.network.parameters()), settings["learning_rate"]
-        self.optimizer = (
-            LARS(parameters, lr=rate) if settings["optimizer"] == "lars" else torch.optim.Adam(parameters, rate)
-        )
+        make_optimizer = LARS if settings["optimizer"] == "lars" else torch.optim.Adam
+        self.optimizer = make_optimizer(self.network.parameters(), lr=settings["learning_rate"])
         self.generator = torch.Generator(device=self.device).manual_seed(derive_seed(seed, "actions"))
         self.total_updates = max(1, total_steps // settings["update_every"])
         self.warmup_updates = warmup_steps // settings["update_every"]
         self.steps = 0
         self.updates = 0
-        self.running_reward = 0.0
+        self.running_reward = torch.zeros((), device=self.device)
 
     @torch.no_grad()
     def predict(
@@ -188,7 +186,7 @@ class Reinforce:
             "generator": self.generator.get_state().cpu(),
             "steps": self.steps,
             "updates": self.updates,
-            "running_reward": torch.as_tensor(self.running_reward),
+            "running_reward": self.running_reward.cpu(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -197,7 +195,7 @@ class Reinforce:
         self.optimizer.load_state_dict(state["optimizer"])
         self.generator.set_state(state["generator"].cpu())
         self.steps, self.updates = int(state["steps"]), int(state["updates"])
-        self.running_reward = state["running_reward"]
+        self.running_reward = state["running_reward"].to(self.device)
 
     def _loss(self, logits: Sequence[Tensor], actions: Tensor, reward: Tensor) -> Tensor:
         if self.settings["baseline"] == "none":
@@ -207,7 +205,7 @@ class Reinforce:
 
     def _advantage(self, reward: Tensor) -> Tensor:
         if reward.dim() == 0:
-            baseline = torch.as_tensor(self.running_reward, device=self.device)
+            baseline = self.running_reward
             self.running_reward = baseline + (reward - baseline) * (1.0 if self.updates == 0 else 0.1)
             return reward - baseline if self.updates else torch.zeros_like(reward)
         others = (reward.sum() - reward) / max(1, len(reward) - 1)

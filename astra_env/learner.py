@@ -1,5 +1,6 @@
 """Self-supervised adversarial training, one minibatch at a time, under attacks that somebody else chooses."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -154,10 +155,9 @@ class ContrastiveLearner:
             raise CheckpointError(f"checkpoint: does not fit this learner ({type(error).__name__}: {error})") from error
         self._views = None
 
-    def warm_start(self, path: str) -> None:
+    def warm_start(self, path: str | Path) -> None:
         """Take over the target network's weights of a checkpoint and nothing else of it."""
-        state = load_checkpoint(path)
-        load_official(self.target, state.get("learner", state).get("target", state))
+        load_official(self.target, load_checkpoint(path))
 
     def _attack(self, views: Tensor, strategy: AttackStrategy) -> AttackResult:
         return contrastive_attack(

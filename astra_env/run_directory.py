@@ -68,11 +68,15 @@ class RunDirectory:
             self._writer = SummaryWriter(str(self.path))
         return self._writer
 
-    def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Append one line to ``metrics.jsonl`` and the same scalars to TensorBoard."""
+    def log(self, step: int, values: Mapping[str, float | list[float]]) -> None:
+        """Append one line to ``metrics.jsonl`` and the same scalars to TensorBoard; a list becomes one scalar each."""
         self._metrics.write((json.dumps({"step": step, **values}) + "\n").encode())
         for name, value in values.items():
-            self.writer.add_scalar(name, value, step)
+            if isinstance(value, list):
+                for index, entry in enumerate(value):
+                    self.writer.add_scalar(f"{name}/{index:02d}", entry, step)
+            else:
+                self.writer.add_scalar(name, value, step)
 
     def metrics(self) -> list[dict[str, Any]]:
         """Return the lines of ``metrics.jsonl`` written so far."""

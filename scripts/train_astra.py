@@ -1,0 +1,95 @@
+"""Train an encoder by self-supervised adversarial training under a learned (or any other) attack strategy."""
+
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+from astra_env.command_line import run_main
+from astra_env.config import ExperimentConfig
+from astra_env.configuration import build_parser, from_dict, load_config, parse_command_line, to_yaml
+from astra_env.errors import ConfigError, RunDirectoryError
+
+DESCRIPTION = """Train an encoder by self-supervised adversarial training (ASTrA).
+
+Examples:
+  train_astra.py --config quickstart --run_dir runs/first
+  train_astra.py --config cifar10 --data.root data --run_dir runs/cifar10 --learner.precision bf16
+  train_astra.py --config cifar10 --policy my_module:MyPolicy --run_dir runs/mine
+  train_astra.py --resume --run_dir runs/cifar10
+
+Exit status: 0 finished, 2 unusable input (one line says what), 130 or 143 stopped by a signal after saving.
+"""
+
+
+def main() -> int:
+    parser = build_parser(ExperimentConfig, description=DESCRIPTION)
+    parser.add_argument("--run_dir", type=str, default=None, help="Where the run is written; required.")
+    parser.add_argument("--resume", action="store_true", help="Continue the run in --run_dir with its own config.yaml.")
+    parser.add_argument("--track", action="store_true", help="Mirror TensorBoard to Weights & Biases (extra: wandb).")
+    parser.add_argument("--quiet", action="store_true", help="No progress bar.")
+    values = parse_command_line(parser)
+    options = {name: values.pop(name) for name in ("run_dir", "resume", "track", "quiet")}
+    if options["run_dir"] is None:
+        raise ConfigError("run_dir: expected a directory for the run; give one with --run_dir DIR")
+    run_dir = Path(options["run_dir"])
+    config = resumed_config(run_dir) if options["resume"] else from_dict(ExperimentConfig, values)
+    return train(config, run_dir, options)
+
+
+def resumed_config(run_dir: Path) -> ExperimentConfig:
+    path = run_dir / "config.yaml"
+    if not path.is_file():
+        raise RunDirectoryError(f"run_dir: there is no run to resume in {run_dir} (no config.yaml); drop --resume")
+    return load_config(ExperimentConfig, path)
+
+
+def train(config: ExperimentConfig, run_dir: Path, options: dict[str, Any]) -> int:
+    import torch
+
+    import agents
+    from astra_env.learner import ContrastiveLearner
+    from astra_env.run_directory import RunDirectory
+    from astra_env.trainer import Trainer
+
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    if config.run.threads is not None:
+        torch.set_num_threads(config.run.threads)
+    learner = ContrastiveLearner(config)
+    context = agents.Context(learner.space, learner.device, config.seed, learner.total_steps, learner.warmup_steps)
+    policy = agents.make(config.policy, context=context, **config.policy_args)
+    if options["track"]:
+        start_tracking(run_dir, to_yaml(config))
+    with RunDirectory(run_dir, to_yaml(config), resume=options["resume"]) as run:
+        trainer = Trainer(config, learner, policy, run, progress=not options["quiet"])
+        if options["resume"]:
+            trainer.restore()
+        status = trainer.fit()
+        if status:
+            print(f"stopped at step {learner.step_count}; continue with --resume --run_dir {run_dir}", file=sys.stderr)
+            return status
+        report(trainer.finish(), run_dir)
+    return 0
+
+
+def start_tracking(run_dir: Path, config_yaml: str) -> None:
+    try:
+        import wandb
+    except ImportError as error:
+        raise ConfigError("track: Weights & Biases is not installed; pip install 'astra-env[wandb]'") from error
+    import yaml
+
+    wandb.init(project="astra-env", name=run_dir.name, config=yaml.safe_load(config_yaml), sync_tensorboard=True)
+
+
+def report(summary: dict[str, Any], run_dir: Path) -> None:
+    timing = summary["timing"]
+    print(f"{summary['steps']} steps, {timing.get('views_per_second', 0):.0f} views/s, written to {run_dir}")
+    if summary["probe"] is not None:
+        print(f"linear probe: clean {100 * summary['probe']['clean']['accuracy']:.2f} %")
+        for epsilon, accuracy in summary["probe"]["pgd"].items():
+            print(f"  under PGD at {epsilon}: {100 * accuracy['accuracy']:.2f} %")
+
+
+if __name__ == "__main__":
+    sys.exit(run_main(main))
