@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import skip_init
 
 from astra_env.errors import InputError
 
@@ -28,7 +29,7 @@ class EncoderClassifier(nn.Module):
             raise InputError(f"branch: expected one of {', '.join(branches)}, got {branch!r}")
         self.encoder = encoder
         self.branch = branch
-        self.head = nn.Linear(embed_dim(encoder), num_classes)
+        self.head = skip_init(nn.Linear, embed_dim(encoder), num_classes)  # draws no global random numbers
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
 

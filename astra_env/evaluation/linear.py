@@ -70,8 +70,8 @@ def linear_probe(
 ) -> EncoderClassifier:
     """Train a zero-initialised linear head on one branch of a frozen encoder (SLF; with ``adversarial``, ALF).
 
-    SGD with momentum .9, learning rate x.1 at 40 % and 80 % of the epochs (ACL 2020, ASTrA 2025). The encoder is used
-    in eval mode and left as it was found, moved to ``device``.
+    SGD with momentum .9, learning rate x.1 at 40 % and 80 % of the epochs (ACL 2020, ASTrA 2025). The encoder's weights
+    and statistics stay as they are; it is moved to ``device`` and comes back in eval mode, as part of the classifier.
 
     Args:
         target: has ``embed(images[, branch])`` and ``embed_dim``.

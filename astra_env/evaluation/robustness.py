@@ -163,14 +163,18 @@ def accuracy_under(
     correct = torch.zeros((), dtype=torch.int64, device=device)
     with frozen(model):
         for images, labels in ordered_batches(part, batch_size, device, title=title, progress=progress):
-            correct += _is_right(model, change(images, labels), labels, len(part.classes)).sum()
+            correct += is_right(model, change(images, labels), labels, len(part.classes)).sum()
     return Accuracy(int(correct), len(part))
 
 
 @torch.no_grad()
-def _is_right(model: nn.Module, images: Tensor, labels: Tensor, num_classes: int) -> Tensor:
+def is_right(model: nn.Module, images: Tensor, labels: Tensor, num_classes: int) -> Tensor:
+    """Return which of the images (N, C, H, W) the model gives their label (N,): bool (N,).
+
+    Raises InputError for logits that are not (N, num_classes) or not finite.
+    """
     logits = model(images)
-    if logits.dim() != 2 or logits.shape[1] < num_classes:
+    if logits.dim() != 2 or logits.shape[1] != num_classes:
         raise InputError(
             f"model: expected logits (N, {num_classes}) for the data set's classes, got {tuple(logits.shape)}; "
             "evaluate on the data set it was trained on, or probe the encoder with a new head"

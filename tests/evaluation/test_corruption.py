@@ -1,0 +1,84 @@
+"""CIFAR-C files: the layout of the published archives, read and averaged as their authors do."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from astra_env.errors import DataError
+from astra_env.evaluation import corruption_accuracy
+from astra_env.evaluation.corruption import EXTRA, STANDARD, read_corruption
+
+CLASSES = tuple("0123456789")
+IMAGES = 4
+
+
+class ReadsFirstPixel(nn.Module):
+    """Answers with the class written into the first pixel's red channel."""
+
+    def forward(self, images):
+        return nn.functional.one_hot((images[:, 0, 0, 0] * 255).round().long(), 10).float()
+
+
+def write(folder, name, wrong_from_severity):
+    """Severities below ``wrong_from_severity`` (1 to 6) are answered right, the others wrong."""
+    labels = np.tile(np.arange(IMAGES), 5)
+    severity = np.repeat(np.arange(1, 6), IMAGES)
+    images = np.zeros((5 * IMAGES, 8, 8, 3), np.uint8)
+    images[:, 0, 0, 0] = np.where(severity < wrong_from_severity, labels, 9)
+    np.save(folder / f"{name}.npy", images)
+    np.save(folder / "labels.npy", labels.astype(np.uint8))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for index, name in enumerate(STANDARD):
+        write(tmp_path, name, 6 if index < 12 else 3)
+    write(tmp_path, "saturate", 2)
+    return tmp_path
+
+
+def test_mean_severities_and_extras_are_those_of_the_files(folder):
+    result = corruption_accuracy(ReadsFirstPixel(), folder, CLASSES)
+    assert tuple(result.standard) == STANDARD
+    assert len(STANDARD) == 15
+    assert len(EXTRA) == 4
+    assert result.by_severity == pytest.approx((1, 1, 0.8, 0.8, 0.8))
+    assert result.mean == pytest.approx(0.88)
+    assert list(result.extra) == ["saturate"]
+    assert [accuracy.correct for accuracy in result.extra["saturate"]] == [4, 0, 0, 0, 0]
+    assert result.as_dict()["standard"]["contrast"][0]["total"] == IMAGES
+
+
+def test_height_and_width_are_not_swapped(folder):
+    images = np.zeros((5, 8, 8, 3), np.uint8)
+    images[0, 1, 2, 0] = 7
+    np.save(folder / "fog.npy", images)
+    np.save(folder / "labels.npy", np.zeros(5, np.int64))
+    assert int(read_corruption(folder, "fog", CLASSES).images[0, 0, 1, 2]) == 7
+
+
+def test_labels_of_one_severity_stand_for_all_five(folder):
+    np.save(folder / "labels.npy", np.arange(IMAGES))
+    assert torch.equal(read_corruption(folder, "fog", CLASSES).labels, torch.arange(IMAGES).repeat(5))
+
+
+def test_a_missing_file_is_named_before_any_work(folder):
+    (folder / "zoom_blur.npy").unlink()
+    with pytest.raises(DataError, match=r"zoom_blur\.npy: missing; point --corruptions"):
+        corruption_accuracy(ReadsFirstPixel(), folder, CLASSES)
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (np.zeros((20, 8, 8, 3), np.float32), "expected uint8"),
+        (np.zeros((21, 8, 8, 3), np.uint8), "expected uint8"),
+        (np.zeros((50, 8, 8, 3), np.uint8), "expected 50 integer labels"),
+        (np.array([{}], dtype=object), "not a readable .npy file"),
+    ],
+)
+def test_a_malformed_file_is_named(folder, images, message):
+    np.save(folder / "fog.npy", images, allow_pickle=True)
+    with pytest.raises(DataError, match=message):
+        corruption_accuracy(ReadsFirstPixel(), folder, CLASSES)

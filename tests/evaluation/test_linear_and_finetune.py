@@ -1,0 +1,170 @@
+"""Linear probes and fine-tuning: the published recipe, a frozen encoder, training that continues exactly."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from astra_env.data import label_fraction
+from astra_env.errors import CheckpointError, DataError, InputError
+from astra_env.evaluation import (
+    EncoderClassifier,
+    TrainingAttack,
+    clean_accuracy,
+    finetune,
+    linear_probe,
+    probe,
+    robust_accuracy,
+)
+from astra_env.evaluation.finetune import trades_two_branches
+from astra_env.models import TargetNetwork
+
+NO_ATTACK = TrainingAttack(epsilon=0, step_size=0, steps=0)
+
+
+def snapshot(model):
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def unchanged(model, before):
+    return all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_the_probe_is_the_published_sgd_on_frozen_features(target, digits):
+    train = digits[0].subset(torch.arange(200))
+    probed = linear_probe(target, train, epochs=5, learning_rate=0.3, batch_size=64, augment=False, seed=4)
+    with torch.no_grad():
+        features = target.eval().embed(train.images.float() / 255, "adv")
+    weight, bias = torch.zeros(10, 32 // 4), torch.zeros(10)
+    speed = [torch.zeros_like(weight), torch.zeros_like(bias)]
+    generator = torch.Generator().manual_seed(4)
+    for epoch in range(5):
+        rate = 0.3 * 0.1 ** ((epoch >= 2) + (epoch >= 4))
+        for rows in torch.randperm(200, generator=generator).split(64):
+            error = (features[rows] @ weight.T + bias).softmax(1) - F.one_hot(train.labels[rows], 10)
+            gradients = (error.T @ features[rows] / len(rows) + 2e-4 * weight, error.mean(0) + 2e-4 * bias)
+            for index, gradient in enumerate(gradients):
+                speed[index] = 0.9 * speed[index] + gradient
+            weight, bias = weight - rate * speed[0], bias - rate * speed[1]
+    assert torch.allclose(probed.head.weight, weight, atol=1e-5)
+    assert torch.allclose(probed.head.bias, bias, atol=1e-5)
+    assert float(weight.abs().max()) > 0.01
+
+
+def test_streamed_features_train_the_same_head_as_cached_ones(target, digits):
+    train = digits[0].subset(torch.arange(100))
+    settings = {"epochs": 1, "augment": False, "batch_size": 32}
+    cached = linear_probe(target, train, **settings)
+    streamed = linear_probe(target, train, adversarial=True, attack=NO_ATTACK, **settings)
+    assert torch.allclose(cached.head.weight, streamed.head.weight, atol=1e-6)
+
+
+@pytest.mark.parametrize("settings", [{"augment": True}, {"adversarial": True}])
+def test_probing_leaves_the_encoder_and_the_global_random_state_alone(target, digits, settings):
+    target.train()
+    before, random = snapshot(target), torch.random.get_rng_state()
+    linear_probe(target, digits[0].subset(torch.arange(64)), epochs=1, **settings)
+    assert unchanged(target, before)
+    assert torch.equal(torch.random.get_rng_state(), random)
+    assert all(parameter.requires_grad for parameter in target.parameters())
+
+
+def test_the_probe_uses_the_branch_it_is_told(target, digits):
+    with torch.no_grad():
+        target.bn1.bn_list[1].weight.fill_(0)
+        target.bn1.bn_list[1].bias.fill_(0)
+    train = digits[0].subset(torch.arange(200))
+    blind = linear_probe(target, train, branch="adv", epochs=3, augment=False, learning_rate=1.0)
+    seeing = linear_probe(target, train, branch="clean", epochs=3, augment=False, learning_rate=1.0)
+    with torch.no_grad():
+        spread = [float(probed(train.images[:8].float() / 255).std(0).max()) for probed in (blind, seeing)]
+    assert spread[0] < 1e-6
+    assert spread[1] > 1e-3
+
+
+def test_adversarial_probing_trains_on_other_features_than_clean_probing(target, digits):
+    train = digits[0].subset(torch.arange(100))
+    clean = linear_probe(target, train, epochs=2, augment=False, learning_rate=1.0, batch_size=25)
+    attacked = linear_probe(target, train, epochs=2, augment=False, learning_rate=1.0, batch_size=25, adversarial=True)
+    assert not torch.allclose(clean.head.weight, attacked.head.weight, atol=1e-4)
+
+
+def test_probe_reports_clean_and_robust_accuracy_by_radius(small_net, digits):
+    result = probe(small_net, *digits, epsilons=(8 / 255, 40 / 255), steps=5, augment=False, learning_rate=0.1)
+    assert result.clean == clean_accuracy(result.classifier, digits[1])
+    assert result.clean.value > 0.9
+    assert result.clean.correct > result.robust[8 / 255].correct > result.robust[40 / 255].correct
+    assert result.robust[8 / 255] == robust_accuracy(result.classifier, digits[1], epsilon=8 / 255, steps=5)
+
+
+def test_an_encoder_of_nan_weights_is_an_error(target, digits):
+    with torch.no_grad():
+        target.conv1.weight.fill_(float("nan"))
+    with pytest.raises(InputError, match="encoder features: expected finite"):
+        linear_probe(target, digits[0], augment=False)
+
+
+def test_something_without_embeddings_is_an_error(digits):
+    with pytest.raises(InputError, match="embed"):
+        linear_probe(nn.Linear(2, 2), digits[0])
+
+
+def test_a_label_fraction_that_empties_a_class_is_an_error(digits):
+    with pytest.raises(DataError, match=r"leaves none; use at least"):
+        label_fraction(digits[0], 0.001, seed=0)
+
+
+def test_two_branch_trades_is_its_formula(target, digits):
+    classifier = EncoderClassifier(target, 10).double().eval()
+    nn.init.normal_(classifier.head.weight, generator=torch.Generator().manual_seed(0))
+    images = digits[0].images[:6].double() / 255
+    adversarial = (images + 0.1).clamp(0, 1)
+    labels = digits[0].labels[:6]
+    with torch.no_grad():
+        clean, attacked = classifier(images, "clean").softmax(1), classifier(adversarial, "adv").softmax(1)
+        expected = 0.0
+        for row in range(6):
+            divergence = (clean[row] * (clean[row] / attacked[row]).log()).sum()
+            expected += (-clean[row, labels[row]].log() + 6 * divergence) / 6
+        assert float(trades_two_branches(classifier, images, adversarial, labels, 6.0)) == pytest.approx(
+            float(expected), rel=1e-9
+        )
+
+
+def test_fine_tuning_trains_both_branches_of_a_copy(target, digits):
+    before = snapshot(target)
+    train = digits[0].subset(torch.arange(96))
+    tuned = finetune(target, train, epochs=1, batch_size=32, attack=TrainingAttack(steps=1))
+    assert unchanged(target, before)
+    for branch in (0, 1):
+        trained = tuned.encoder.bn1.bn_list[branch].running_mean
+        assert not torch.allclose(trained, before[f"bn1.bn_list.{branch}.running_mean"])
+    assert not torch.allclose(tuned.encoder.conv1.weight, before["conv1.weight"])
+    assert tuned.branch == "adv"
+
+
+class _Breaks(TargetNetwork):
+    """A target whose forward gives up after a number of calls, shared by all copies."""
+
+    calls = 10**9
+
+    def embed(self, views, branch="clean"):
+        type(self).calls -= 1
+        if type(self).calls < 0:
+            raise KeyboardInterrupt
+        return super().embed(views, branch)
+
+
+def test_fine_tuning_that_was_broken_off_continues_exactly(target, digits, tmp_path):
+    train = digits[0].subset(torch.arange(64))
+    settings = {"epochs": 3, "batch_size": 32, "attack": TrainingAttack(steps=1), "learning_rate": 0.05}
+    whole = finetune(target, train, **settings)
+    target.__class__ = _Breaks
+    _Breaks.calls = 20
+    with pytest.raises(KeyboardInterrupt):
+        finetune(target, train, state_path=tmp_path / "aff.pt", **settings)
+    _Breaks.calls = 10**9
+    rest = finetune(target, train, state_path=tmp_path / "aff.pt", **settings)
+    assert unchanged(rest, snapshot(whole))
+    with pytest.raises(CheckpointError, match="other settings"):
+        finetune(target, train, state_path=tmp_path / "aff.pt", **{**settings, "learning_rate": 0.1})
