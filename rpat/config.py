@@ -1,0 +1,325 @@
+"""The configuration of a supervised run: every field with its sentence, null where the method's own value is used."""
+
+import warnings
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from astra_env.config import DataConfig
+from astra_env.errors import ConfigError
+from astra_env.models import NETWORKS
+from astra_env.strategy import check_pixel_units, parse_number
+from rpat.methods import Budget, RobustPerception, make_method, method_class
+from rpat.methods.base import Method
+from rpat.schedules import default_milestones
+
+PRESET_PACKAGE = "rpat.configs"
+L2_LIMIT = 10.0
+"""Largest l-2 radius taken as meant: beyond it the number is in 0-255 units."""
+
+
+@dataclass
+class NetworkConfig:
+    """The classifier."""
+
+    name: str = "preact_resnet18"
+    """resnet18, preact_resnet18, bottleneck_resnet26, wrn_28_10, wrn_34_10 or module:function."""
+    width: int | None = None
+    """Channels of the first stage; default the network's own."""
+    normalize: str | None = None
+    """none, data (mean and standard deviation of the training images, inside the network) or imagenet; default the
+    method's."""
+    num_classes: int | None = None
+    """Number of logits; default the data set's classes."""
+    checkpoint: str | None = None
+    """Weights to start from: one of our checkpoints or an official one."""
+
+
+@dataclass
+class OptimizerConfig:
+    """SGD and its learning rate."""
+
+    learning_rate: float = 0.1
+    """Learning rate at the start."""
+    momentum: float = 0.9
+    """Momentum."""
+    weight_decay: float = 5e-4
+    """Weight decay on every parameter."""
+    schedule: str = "piecewise"
+    """piecewise or cosine."""
+    milestones: list[int] | None = None
+    """Epochs, from 0, at which the piecewise rate falls; default the method's."""
+    factor: float | None = None
+    """What the piecewise rate is multiplied by there; default the method's."""
+
+
+@dataclass
+class AugmentConfig:
+    """How training images are varied."""
+
+    padding: int = 4
+    """Pixels added on every side before cropping."""
+    padding_mode: str | None = None
+    """zero or reflect; default the method's."""
+    flip: bool = True
+    """Mirror half of the images."""
+    autoaugment: str | None = None
+    """never, always or second_half (of the run): torchvision's CIFAR-10 policy; default the method's."""
+    cutout: int | None = None
+    """Side of the blackened square in pixels; default half the image in epochs with AutoAugment, else 0."""
+    cutmix: bool = False
+    """Paste a box of another image into every image and mix their labels."""
+    cutmix_alpha: float = 1.0
+    """Of the Beta distribution of the mixed area."""
+
+
+@dataclass
+class AverageConfig:
+    """The exponential moving average of the weights."""
+
+    enabled: bool | None = None
+    """Keep the average; default as the method needs it."""
+    decay: float = 0.999
+    """Share of the old average in the new one, after every step."""
+    start_epoch: int = 105
+    """Epoch, from 0, at whose start the average begins as a copy; rebat's regulariser starts with it."""
+
+
+@dataclass
+class ValidationConfig:
+    """The slice of the training images on which the best model is selected."""
+
+    size: int = 1000
+    """Held-out training images, every class in proportion."""
+    steps: int = 10
+    """Steps of the PGD attack on them; radius and step size are those of training."""
+    every: int = 1
+    """Epochs between validations; the last epoch is always validated."""
+    batch_size: int = 250
+    """Images attacked at once."""
+
+
+@dataclass
+class TestConfig:
+    """The measurement at the end of the run, on the test images; never used to select anything."""
+
+    enabled: bool = True
+    """Measure when the run is finished."""
+    steps: int = 20
+    """Steps of the PGD attack, at training's radius and step size."""
+    max_images: int | None = None
+    """Draw this many test images; default all."""
+    batch_size: int = 250
+    """Images attacked at once."""
+
+
+@dataclass
+class RunConfig:
+    """What a run writes, and how often."""
+
+    log_every: int = 50
+    """Steps between lines of losses in metrics.jsonl."""
+    checkpoint_every: int = 1
+    """Epochs between checkpoints."""
+    keep_every: int = 0
+    """Epochs between checkpoints that are kept for good; 0 to keep only the last ones."""
+    progress: bool = True
+    """Show a progress bar on a terminal."""
+    precision: str = "fp32"
+    """fp32, or bf16 for autocast with float32 losses and perturbations."""
+    channels_last: bool = False
+    """Keep the network and the images in channels-last memory order."""
+    threads: int | None = None
+    """CPU threads; default PyTorch's own choice."""
+
+
+@dataclass
+class RPATConfig:
+    """Everything a supervised run depends on."""
+
+    seed: int = 0
+    """Seed of every generator of the run."""
+    device: str = "auto"
+    """cpu, cuda, cuda:N or auto."""
+    method: str = "pgd_at"
+    """pgd_at, trades, mart, consistency, rebat or module:MyMethod."""
+    method_args: dict[str, Any] = field(default_factory=dict)
+    """Arguments of the method, such as {beta: 6}."""
+    robust_perception: bool = True
+    """Add the robust-perception term (in rebat: replace its regulariser, which makes it RPAT++)."""
+    rp_weight: float = 1.0
+    """Weight lambda of robust perception."""
+    rp_rate: float = 0.5
+    """Share r of the clean image in the mixed one."""
+    rp_start_epoch: int = 0
+    """Epoch, from 0, at which robust perception starts."""
+    norm: str = "linf"
+    """linf or l2."""
+    epsilon: float | str = "8/255"
+    """Radius in [0, 1] pixel units (l2: length of the whole perturbation), a number or a fraction."""
+    step_size: float | str = "2/255"
+    """Length of a step of the attack in the same units."""
+    steps: int = 10
+    """Steps of the training attack."""
+    epochs: int | None = None
+    """Length of the run; default the method's."""
+    batch_size: int = 128
+    """Images per step; each gives as many rows as the method has views."""
+    data: DataConfig = field(default_factory=DataConfig)
+    network: NetworkConfig = field(default_factory=NetworkConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    ema: AverageConfig = field(default_factory=AverageConfig)
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
+    test: TestConfig = field(default_factory=TestConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+
+    @property
+    def budget(self) -> Budget:
+        """The training attack in numbers."""
+        return Budget(
+            parse_number("epsilon", self.epsilon), parse_number("step_size", self.step_size), self.steps, self.norm
+        )
+
+    @property
+    def perception(self) -> RobustPerception | None:
+        """Robust perception's weight and rate; None when it is off."""
+        return RobustPerception(self.rp_weight, self.rp_rate) if self.robust_perception else None
+
+    def make_method(self) -> Method:
+        """Return the method with its arguments; raises ConfigError when one of them cannot be used."""
+        return make_method(self.method, self.method_args)
+
+    def resolved(self) -> "RPATConfig":
+        """Return a copy in which the method's published settings stand where this one says null."""
+        defaults = method_class(self.method).defaults
+        epochs = defaults.epochs if self.epochs is None else self.epochs
+        milestones = self.optimizer.milestones
+        if milestones is None:
+            milestones = defaults.milestones(epochs)
+        return replace(
+            self,
+            epochs=epochs,
+            network=_filled(self.network, normalize=defaults.normalize),
+            optimizer=replace(_filled(self.optimizer, factor=defaults.factor), milestones=milestones),
+            augment=_filled(self.augment, padding_mode=defaults.padding_mode, autoaugment=defaults.autoaugment),
+            ema=_filled(self.ema, enabled=defaults.average),
+        )
+
+    def validate(self) -> None:
+        """Raise ConfigError naming the first field whose value cannot be used; warn of odd ones."""
+        method = self.make_method()
+        self._check_attack()
+        self._check_numbers()
+        settled = self.resolved()
+        _check_choices(settled)
+        _check_epochs(settled, method)
+        if self.augment.cutmix and method.hard_labels:
+            raise ConfigError(
+                f"augment.cutmix: {self.method} needs one class per image and CutMix mixes them; "
+                "set --augment.cutmix false or choose another method"
+            )
+
+    def _check_attack(self) -> None:
+        if self.norm not in ("linf", "l2"):
+            raise ConfigError(f"norm: expected linf or l2, got {self.norm!r}; choose one of them")
+        for name in ("epsilon", "step_size"):
+            value = parse_number(name, getattr(self, name))
+            if self.norm == "linf":
+                check_pixel_units(name, value)
+            elif not 0 <= value <= L2_LIMIT:
+                raise ConfigError(
+                    f"{name}: expected an l2 length in [0, {L2_LIMIT:g}] in [0, 1] pixel units, got {value:g}; "
+                    f"in 0-255 units write '{value:g}/255'"
+                )
+            elif value > 1:
+                warnings.warn(
+                    f"{name}: {value:g} is a large l2 length in [0, 1] pixel units; if it is in 0-255 units, "
+                    f"write '{value:g}/255'",
+                    stacklevel=4,
+                )
+        if self.budget.step_size > self.budget.epsilon:
+            warnings.warn(
+                f"step_size: {self.step_size} is larger than epsilon {self.epsilon}, so the attack jumps from edge "
+                "to edge of the ball; lower --step_size",
+                stacklevel=4,
+            )
+
+    def _check_numbers(self) -> None:
+        _at_least("steps", self.steps, 0)
+        _at_least("batch_size", self.batch_size, 2)
+        _at_least("rp_weight", self.rp_weight, 0)
+        _at_least("optimizer.momentum", self.optimizer.momentum, 0)
+        _at_least("optimizer.weight_decay", self.optimizer.weight_decay, 0)
+        _at_least("augment.padding", self.augment.padding, 0)
+        _at_least("validation.size", self.validation.size, 1)
+        _at_least("validation.steps", self.validation.steps, 0)
+        _at_least("run.keep_every", self.run.keep_every, 0)
+        for section, name in (
+            (self.validation, "every"),
+            (self.validation, "batch_size"),
+            (self.test, "batch_size"),
+            (self.run, "log_every"),
+            (self.run, "checkpoint_every"),
+        ):
+            _at_least(f"{_SECTIONS[type(section)]}.{name}", getattr(section, name), 1)
+        if self.epochs is not None:
+            _at_least("epochs", self.epochs, 1)
+        if not 0 < self.optimizer.learning_rate < float("inf"):
+            raise ConfigError(
+                f"optimizer.learning_rate: expected a finite number > 0, got {self.optimizer.learning_rate}; raise it"
+            )
+        for name, rate in (("rp_rate", self.rp_rate), ("ema.decay", self.ema.decay)):
+            if not 0 <= rate <= 1:
+                raise ConfigError(f"{name}: expected a share in [0, 1], got {rate}; change it")
+
+
+_SECTIONS = {ValidationConfig: "validation", TestConfig: "test", RunConfig: "run"}
+
+
+def _filled(section: Any, **defaults: Any) -> Any:
+    """Return a copy of a section in which ``defaults`` stand for fields that are None."""
+    return replace(section, **{name: value for name, value in defaults.items() if getattr(section, name) is None})
+
+
+def _check_choices(config: RPATConfig) -> None:
+    for name, value, allowed in (
+        ("network.normalize", config.network.normalize, ("none", "data", "imagenet")),
+        ("optimizer.schedule", config.optimizer.schedule, ("piecewise", "cosine")),
+        ("augment.padding_mode", config.augment.padding_mode, ("zero", "reflect")),
+        ("augment.autoaugment", config.augment.autoaugment, ("never", "always", "second_half")),
+        ("run.precision", config.run.precision, ("fp32", "bf16")),
+    ):
+        if value not in allowed:
+            raise ConfigError(f"{name}: expected one of {', '.join(allowed)}, got {value!r}; choose one of them")
+    NETWORKS.get(config.network.name)
+
+
+def _check_epochs(config: RPATConfig, method: Method) -> None:
+    epochs = config.epochs or 0
+    if config.robust_perception and not 0 <= config.rp_start_epoch < epochs:
+        raise ConfigError(
+            f"rp_start_epoch: expected 0..{epochs - 1} in a run of {epochs} epochs, got {config.rp_start_epoch}, so "
+            "robust perception would never start; lower it or set --robust_perception false"
+        )
+    if method.needs_average and not config.ema.enabled:
+        raise ConfigError(f"ema.enabled: {config.method} learns from the averaged weights; set --ema.enabled true")
+    if config.ema.enabled and not 0 <= config.ema.start_epoch < epochs:
+        raise ConfigError(
+            f"ema.start_epoch: expected 0..{epochs - 1} in a run of {epochs} epochs, got {config.ema.start_epoch}, so "
+            f"the warm-up of {config.method} would never end; lower --ema.start_epoch or raise --epochs"
+        )
+    milestones = config.optimizer.milestones or []
+    if any(milestone < 0 for milestone in milestones) or sorted(milestones) != list(milestones):
+        raise ConfigError(f"optimizer.milestones: expected rising epochs >= 0, got {milestones}; sort them")
+    falls = config.optimizer.schedule == "piecewise" and milestones == default_milestones(epochs)
+    if falls and min(milestones) >= epochs:
+        warnings.warn(
+            f"optimizer.milestones: the learning rate falls at epochs {milestones}, after the end of this run of "
+            f"{epochs} epochs; set --optimizer.milestones",
+            stacklevel=5,
+        )
+
+
+def _at_least(name: str, value: float, least: int) -> None:
+    if not value >= least or value == float("inf"):
+        raise ConfigError(f"{name}: expected a finite number >= {least}, got {value}; raise it")

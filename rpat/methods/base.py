@@ -1,0 +1,203 @@
+"""What a method is: an attack and a sum of loss terms; robust perception comes on top of it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from astra_env.attacks import Objective, supervised_pgd
+from astra_env.errors import ConfigError, InputError
+from rpat.losses import robust_perception_loss
+from rpat.schedules import default_milestones
+
+
+@dataclass(frozen=True)
+class Budget:
+    """The training attack: radius and step length in [0, 1] pixel units, number of steps, norm."""
+
+    epsilon: float
+    step_size: float
+    steps: int
+    norm: str
+
+
+@dataclass(frozen=True)
+class RobustPerception:
+    """Weight lambda and mixing rate r of the robust-perception term."""
+
+    weight: float = 1.0
+    rate: float = 0.5
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where the run is: ``epoch`` counts from 0; ``learning_rate`` relative to its start."""
+
+    epoch: int = 0
+    epochs: int = 1
+    milestones: tuple[int, ...] = ()
+    learning_rate: float = 1.0
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """The settings a method is published with, used where the configuration says null."""
+
+    epochs: int = 110
+    milestones: Callable[[int], list[int]] = default_milestones
+    factor: float = 0.1
+    padding_mode: str = "zero"
+    autoaugment: str = "never"
+    normalize: str = "none"
+    average: bool = False
+
+
+class Step:
+    """One minibatch on its way through a training step.
+
+    Logits are computed when a loss first asks for them, in training mode and once, so that a method pays only for the
+    forward passes in its formula. Each input is a forward pass of its own: BatchNorm must see clean, mixed and
+    adversarial images apart.
+
+    Attributes:
+        images: (N, 3, H, W) in [0, 1]; a method of V views gets all first views, then all second ones.
+        labels: (N,) int64, or (N, C) probabilities after CutMix.
+        budget: the attack's strength.
+        perception: robust perception's weight and rate; None while it is off.
+        average: the averaged network in eval mode; None before it starts.
+        generator: source of the attack's random start.
+        adversarial: x', set by the trainer from the method's :meth:`Method.attack` before the losses are asked for.
+    """
+
+    adversarial: Tensor
+
+    def __init__(
+        self,
+        model: nn.Module,
+        images: Tensor,
+        labels: Tensor,
+        budget: Budget,
+        *,
+        generator: torch.Generator | None = None,
+        perception: RobustPerception | None = None,
+        average: nn.Module | None = None,
+        progress: Progress | None = None,
+        autocast: torch.dtype | None = None,
+    ) -> None:
+        self.model = model
+        self.images = images
+        self.labels = labels
+        self.budget = budget
+        self.generator = generator
+        self.perception = perception
+        self.average = average
+        self.progress = progress if progress is not None else Progress()
+        self.autocast = autocast
+
+    @cached_property
+    def mixed(self) -> Tensor:
+        """The input between clean and adversarial: ``r * x + (1 - r) * x'``."""
+        rate = self.perception.rate if self.perception is not None else 0.5
+        return rate * self.images + (1 - rate) * self.adversarial
+
+    @cached_property
+    def adv_logits(self) -> Tensor:
+        """z(x')."""
+        return self.forward(self.model, self.adversarial)
+
+    @cached_property
+    def clean_logits(self) -> Tensor:
+        """z(x)."""
+        return self.forward(self.model, self.images)
+
+    @cached_property
+    def mix_logits(self) -> Tensor:
+        """z(x_m)."""
+        return self.forward(self.model, self.mixed)
+
+    @torch.no_grad()
+    def average_logits(self, images: Tensor) -> Tensor:
+        """z_ema of any images, without gradient; raises InputError before the averaged network exists."""
+        if self.average is None:
+            raise InputError("ema: the averaged network has not started yet; a method must look at step.average first")
+        return self.forward(self.average, images)
+
+    def forward(self, model: nn.Module, images: Tensor) -> Tensor:
+        """Return a network's logits in float32, computed in the run's precision."""
+        with torch.autocast(images.device.type, self.autocast, enabled=self.autocast is not None):
+            logits = model(images)
+        return logits.float() if self.autocast is not None else logits
+
+
+class Method:
+    """PGD adversarial training and the base of every other method (Madry et al. 2018).
+
+    A new method overrides :meth:`loss`, and :meth:`attack` or :meth:`budget` when it attacks in its own way;
+    everything here then applies to it. Constructor arguments come from ``method_args``.
+
+    Attributes:
+        views: augmented views of every image.
+        hard_labels: whether labels must be classes; CutMix gives probabilities.
+        needs_average: whether the loss uses the averaged network.
+        defaults: the published settings.
+    """
+
+    views: ClassVar[int] = 1
+    hard_labels: ClassVar[bool] = False
+    needs_average: ClassVar[bool] = False
+    defaults: ClassVar[Defaults] = Defaults()
+
+    def budget(self, budget: Budget, progress: Progress) -> Budget:
+        """Return the attack of this epoch; the configured one unless a method strengthens it."""
+        return budget
+
+    def attack(self, step: Step) -> Tensor:
+        """Return x': PGD on the cross-entropy from a uniform start; the model is left in training mode."""
+        return self.pgd(step)
+
+    def loss(self, step: Step) -> dict[str, Tensor]:
+        """Return the method's own loss terms by name, weights included; their sum is minimised."""
+        return {"cross_entropy": F.cross_entropy(step.adv_logits, step.labels)}
+
+    def terms(self, step: Step) -> dict[str, Tensor]:
+        """Return every term of the step: :meth:`loss`, and robust perception when it is on."""
+        terms = self.loss(step)
+        if step.perception is not None:
+            distance = robust_perception_loss(step.mix_logits, step.clean_logits, step.adv_logits, step.perception.rate)
+            terms = {**terms, "robust_perception": step.perception.weight * distance}
+        return terms
+
+    def pgd(self, step: Step, *, start: Tensor | None = None, objective: Objective | None = None) -> Tensor:
+        """Run the step's attack from ``start`` (default uniform in the ball) on ``objective`` (cross-entropy)."""
+        budget = step.budget
+        return supervised_pgd(
+            step.model,
+            step.images,
+            step.labels,
+            epsilon=budget.epsilon,
+            step_size=budget.step_size,
+            steps=budget.steps,
+            norm=budget.norm,
+            init=start,
+            generator=step.generator,
+            objective=objective,
+            autocast=step.autocast,
+        )
+
+
+def near_start(step: Step, deviation: float = 0.001) -> Tensor:
+    """Return the start of TRADES and MART: normal noise of a thousandth of the pixel range, like the images."""
+    source = step.generator
+    device = source.device if source is not None else step.images.device
+    return deviation * torch.randn(step.images.shape, generator=source, device=device).to(step.images)
+
+
+def require_at_least(field: str, value: float, least: float) -> float:
+    """Return a method's argument; raises ConfigError naming it when it is smaller than ``least`` or not a number."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not value >= least:
+        raise ConfigError(f"method_args.{field}: expected a number >= {least:g}, got {value!r}; raise it")
+    return value

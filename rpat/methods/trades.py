@@ -1,0 +1,31 @@
+"""TRADES (Zhang et al. 2019)."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from astra_env.attacks import KLDivergence, frozen
+from rpat.losses import trades_kl
+from rpat.methods.base import Method, Step, near_start, require_at_least
+from rpat.methods.registry import METHODS
+
+
+@METHODS.register("trades")
+class TRADES(Method):
+    """Cross-entropy of clean images plus ``beta`` times the divergence between clean and adversarial predictions."""
+
+    def __init__(self, beta: float = 6.0) -> None:
+        self.beta = require_at_least("beta", beta, 0)
+
+    def attack(self, step: Step) -> Tensor:
+        """Ascend KL(p(x) || p(x')) from near x; the clean prediction is fixed, in eval mode."""
+        with frozen(step.model), torch.no_grad():
+            clean = step.forward(step.model, step.images)
+        return self.pgd(step, start=near_start(step), objective=KLDivergence(clean))
+
+    def loss(self, step: Step) -> dict[str, Tensor]:
+        """CE(z(x), y) + beta * KL(p(x) || p(x'))."""
+        return {
+            "cross_entropy": F.cross_entropy(step.clean_logits, step.labels),
+            "divergence": self.beta * trades_kl(step.adv_logits, step.clean_logits),
+        }

@@ -1,0 +1,34 @@
+"""A run may be resumed elsewhere and write more often, but what it computes must stay the same."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import yaml
+
+from astra_env.configuration import to_dict
+from astra_env.errors import ConfigError
+from rpat.config import RPATConfig
+
+FREE = ("device", "run", "test", "data.root", "data.download", "data.device_budget_mib", "data.host_budget_mib")
+"""Settings that may change when a run is resumed."""
+
+
+def check_same_run(config: RPATConfig, stored: str) -> None:
+    """Raise ConfigError naming the first setting in which ``config`` differs from the stored YAML of the run."""
+    before, now = _flat(yaml.safe_load(stored) or {}), _flat(to_dict(config))
+    for name, value in now.items():
+        if not name.startswith(FREE) and before.get(name) != value:
+            raise ConfigError(
+                f"{name}: the run was started with {before.get(name)!r}, got {value!r}; resume it with its own value "
+                "or choose another --run_dir"
+            )
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat

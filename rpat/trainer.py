@@ -1,0 +1,255 @@
+"""A whole supervised run: epochs, validation, selection, checkpoints, metrics, the final measurement."""
+
+import time
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from astra_env.configuration import load_config, to_yaml
+from astra_env.data import ImageDataset, load_dataset, split_validation
+from astra_env.devices import resolve_device
+from astra_env.evaluation.batches import require_alike, require_labels
+from astra_env.evaluation.robustness import clean_accuracy, robust_accuracy
+from astra_env.interrupts import GracefulStop
+from astra_env.run_directory import RunDirectory
+from astra_env.seeding import derive_seed
+from rpat.config import PRESET_PACKAGE, RPATConfig
+from rpat.learner import SupervisedLearner
+from rpat.resuming import check_same_run
+from rpat.selection import Record, Selection
+
+
+class Trainer:
+    """Trains a classifier by one of the methods, with or without robust perception.
+
+    Args:
+        config: a configuration, preset name, YAML file or mapping; None for the defaults.
+        overrides: values by dotted key, such as ``{"method": "trades", "optimizer.learning_rate": 0.05}``.
+
+    Attributes:
+        config: the configuration with every method-dependent value settled.
+        learner: network, optimiser and everything a step changes.
+        exit_status: 0, or what a signal that ended :meth:`fit` early asks for.
+
+    Raises:
+        ConfigError: naming the field, the value and the remedy.
+        DataError: when the data cannot be read or is not labelled.
+    """
+
+    def __init__(
+        self,
+        config: RPATConfig | str | Path | Mapping[str, Any] | None = None,
+        overrides: Mapping[str, Any] | None = None,
+    ) -> None:
+        if not isinstance(config, RPATConfig):
+            config = load_config(RPATConfig, config, overrides, package=PRESET_PACKAGE)
+        else:
+            config.validate()
+        self.config = config.resolved()
+        if self.config.run.threads is not None:
+            torch.set_num_threads(self.config.run.threads)
+        self.device = resolve_device(self.config.device)
+        train, self.validation, self.test = load_splits(self.config, self.device)
+        self.learner = SupervisedLearner(self.config, train, self.device)
+        self.exit_status = 0
+        self._classes = self.config.network.num_classes or len(train.classes)
+        self._selection = Selection(None, self._classes)
+        self._sums: dict[str, Tensor] = {}
+        self._seconds = 0.0
+
+    def fit(self, run_dir: str | Path | None = None, *, resume: bool = False) -> dict[str, Any]:
+        """Train to the last epoch and measure the selected network on the test images.
+
+        Args:
+            run_dir: where configuration, metrics, checkpoints and summary go; None writes nothing.
+            resume: continue the run in ``run_dir`` from its last checkpoint, bit for bit on a CPU.
+
+        Returns:
+            The summary: best validation records, test accuracies with intervals, steps, seconds. ``finished`` is
+            False when SIGINT or SIGTERM ended the run early; a checkpoint has then been written.
+
+        Raises:
+            RunDirectoryError: when the directory cannot be used.
+            Diverged: when the loss stops being finite.
+        """
+        started = time.monotonic() - self._seconds
+        place = nullcontext() if run_dir is None else RunDirectory(run_dir, to_yaml(self.config), resume=resume)
+        with place as run, GracefulStop() as stop:
+            self._open(run, resume)
+            with self._progress_bar() as bar:
+                while self.learner.steps_done < self.learner.total_steps and not stop.requested:
+                    self._accumulate(self.learner.step())
+                    self._seconds = time.monotonic() - started
+                    self._after_step(run)
+                    bar.update()
+            self.exit_status = stop.exit_status
+            if stop.requested:
+                self._save(run)
+                return self._summary(finished=False)
+            summary = self._summary(finished=True) | {"test": self._measure()}
+            if run is not None:
+                run.write_summary(summary)
+            return summary
+
+    def selected(self) -> nn.Module:
+        """Return the learner's network with the selected weights: the average's best where there is one, in eval mode.
+
+        The training state of the network is replaced; call it after the run.
+        """
+        self.learner.model.load_state_dict(self._selection.weights(self._selected_name()))
+        return self.learner.model.eval()
+
+    def _open(self, run: RunDirectory | None, resume: bool) -> None:
+        self._selection = Selection(run.checkpoints if run is not None else None, self._classes)
+        state = run.restore() if run is not None and resume else None
+        if state is None:
+            return
+        check_same_run(self.config, str(state.get("config", "")))
+        self.learner.load_state_dict(state)
+        self._selection.load_state_dict(state["selection"])
+        self._sums = {name: value.to(self.device) for name, value in state["sums"].items()}
+        self._seconds = float(state["seconds"])
+
+    def _accumulate(self, terms: Mapping[str, Tensor]) -> None:
+        for name, value in terms.items():
+            self._sums[name] = self._sums.get(name, torch.zeros((), device=self.device)) + value
+
+    def _after_step(self, run: RunDirectory | None) -> None:
+        learner, every = self.learner, self.config.run.log_every
+        in_epoch = learner.sampler.state_dict()["position"]
+        epoch_ended = in_epoch == learner.sampler.steps_per_epoch
+        if run is not None and (epoch_ended or in_epoch % every == 0):
+            means = {f"train/{name}": float(value) / in_epoch for name, value in self._sums.items()}
+            rate = learner.optimizer.param_groups[0]["lr"]
+            run.log(learner.steps_done, {"epoch": learner.epoch - epoch_ended, **means, "learning_rate": rate})
+        if epoch_ended:
+            self._sums = {}
+            self._after_epoch(run, learner.epoch - 1)
+
+    def _after_epoch(self, run: RunDirectory | None, epoch: int) -> None:
+        config, last = self.config, epoch + 1 == self.learner.epochs
+        if last or (epoch + 1) % config.validation.every == 0:
+            values = self._validate(epoch)
+            if run is not None:
+                run.log(self.learner.steps_done, {"epoch": epoch, **values})
+        kept = config.run.keep_every > 0 and (epoch + 1) % config.run.keep_every == 0
+        if last or kept or (epoch + 1) % config.run.checkpoint_every == 0:
+            self._save(run, keep_as=f"epoch_{epoch + 1}" if kept else None)
+
+    def _validate(self, epoch: int) -> dict[str, float]:
+        """Measure the network and its average on the validation slice and keep whichever is a new best."""
+        networks: dict[str, nn.Module] = {"model": self.learner.model}
+        if self.learner.average is not None:
+            networks["ema"] = self.learner.average.module
+        values: dict[str, float] = {}
+        for name, network in networks.items():
+            batch = self.config.validation.batch_size
+            clean = clean_accuracy(network, self.validation, batch_size=batch)
+            robust = self._under_attack(network, self.validation, self.config.validation.steps, batch, None)
+            record = Record(epoch, robust.value, clean.value)
+            self._selection.offer(name, record, network.state_dict())
+            prefix = "validation" if name == "model" else f"validation_{name}"
+            values |= {f"{prefix}/robust_accuracy": robust.value, f"{prefix}/clean_accuracy": clean.value}
+        return values
+
+    def _measure(self) -> dict[str, Any]:
+        """Return the selected network's accuracies on the test images; empty when switched off."""
+        settings = self.config.test
+        if not settings.enabled:
+            return {}
+        network = self.selected()
+        clean = clean_accuracy(network, self.test, batch_size=settings.batch_size, max_images=settings.max_images)
+        robust = self._under_attack(network, self.test, settings.steps, settings.batch_size, settings.max_images)
+        return {"clean": clean.as_dict(), f"pgd_{settings.steps}": robust.as_dict()}
+
+    def _under_attack(
+        self, network: nn.Module, images: ImageDataset, steps: int, batch_size: int, max_images: int | None
+    ) -> Any:
+        """Return the accuracy under PGD at training's radius; the random start is the same in every epoch."""
+        budget = self.config.budget
+        return robust_accuracy(
+            network,
+            images,
+            epsilon=budget.epsilon,
+            step_size=budget.step_size,
+            steps=steps,
+            norm=budget.norm,
+            batch_size=batch_size,
+            seed=derive_seed(self.config.seed, "validation"),
+            max_images=max_images,
+        )
+
+    def _save(self, run: RunDirectory | None, keep_as: str | None = None) -> None:
+        if run is None:
+            return
+        state = {
+            **self.learner.state_dict(),
+            "selection": self._selection.state_dict(),
+            "sums": self._sums,
+            "seconds": self._seconds,
+            "num_classes": self._classes,
+            "config": to_yaml(self.config),
+        }
+        run.save(state, keep_as=keep_as)
+
+    def _summary(self, finished: bool) -> dict[str, Any]:
+        config = self.config
+        return {
+            "finished": finished,
+            "method": config.method,
+            "robust_perception": config.robust_perception,
+            "seed": config.seed,
+            "epochs": self.learner.epochs,
+            "steps": self.learner.steps_done,
+            "training_seconds": round(self._seconds, 3),
+            "device": str(self.device),
+            "torch": torch.__version__,
+            "selected": self._selected_name(),
+            "best_validation": {name: asdict(record) for name, record in self._selection.records.items()},
+        }
+
+    def _selected_name(self) -> str:
+        return "ema" if self.config.ema.enabled else "model"
+
+    def _progress_bar(self) -> Any:
+        return tqdm(
+            total=self.learner.total_steps,
+            initial=self.learner.steps_done,
+            unit="step",
+            desc=self.config.method,
+            disable=None if self.config.run.progress else True,
+        )
+
+
+def load_splits(config: RPATConfig, device: torch.device) -> tuple[ImageDataset, ImageDataset, ImageDataset]:
+    """Return the training, validation and test images of a run; only the first two come from the training split.
+
+    Raises:
+        DataError: when the data cannot be read, an image has no label, or the validation slice does not fit.
+    """
+    train, test = (
+        load_dataset(
+            config.data.name,
+            split,
+            root=config.data.root,
+            download=config.data.download,
+            image_size=config.data.image_size,
+            device=device,
+            max_device_bytes=config.data.device_budget_mib << 20,
+            max_host_bytes=config.data.host_budget_mib << 20,
+            progress=config.run.progress,
+        )
+        for split in ("train", "test")
+    )
+    require_labels(train)
+    require_alike(train, test)
+    if config.data.max_images is not None and config.data.max_images < len(train):
+        train = split_validation(train, config.data.max_images, derive_seed(config.seed, "subset"))[1]
+    train, validation = split_validation(train, config.validation.size, derive_seed(config.seed, "split"))
+    return train, validation, test
