@@ -185,6 +185,8 @@ class Method:
             init=start,
             generator=step.generator,
             objective=objective,
+            # The network gets a view: FlopCounterMode cannot watch a module whose input is the differentiated leaf.
+            forward=lambda images: step.model(images.view_as(images)),
             autocast=step.autocast,
         )
 

@@ -1,0 +1,137 @@
+"""What a training step costs, beside the official form of the same step: operations counted and seconds measured.
+
+The official form asks for weight gradients in every step of the attack; ours freezes the weights.
+"""
+
+import argparse
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from astra_env.models import NETWORKS
+from rpat.methods import Budget, Method, RobustPerception, Step, make_method
+
+BUDGET = Budget(8 / 255, 2 / 255, 10, "linf")
+
+
+def official_attack(step: Step) -> Tensor:
+    """Return the l-inf PGD of the official code: a full backward pass, weight gradients included, at every step."""
+    model, images, budget = step.model, step.images, step.budget
+    model.eval()
+    noise = torch.rand(images.shape, generator=step.generator).to(images)
+    position = (images + (2 * noise - 1) * budget.epsilon).clamp(0, 1)
+    for _ in range(budget.steps):
+        position.requires_grad_()
+        F.cross_entropy(model(position), step.labels).backward()
+        assert position.grad is not None
+        moved = position.detach() + budget.step_size * position.grad.sign()
+        position = torch.minimum(torch.maximum(moved, images - budget.epsilon), images + budget.epsilon).clamp(0, 1)
+    model.train()
+    return position.detach()
+
+
+def training_step(step: Step, method: Method, attack: Callable[[Step], Tensor]) -> Tensor:
+    """Run attack, losses and backward pass of one step, without the optimiser, and return the loss."""
+    step.model.train()
+    step.adversarial = attack(step)
+    step.model.zero_grad(set_to_none=True)
+    loss = torch.stack(list(method.terms(step).values())).sum()
+    loss.backward()
+    return loss.detach()
+
+
+def forward_equivalents(
+    model: nn.Module, images: Tensor, labels: Tensor, *, method: str = "pgd_at", official: bool = False
+) -> float:
+    """Return the operations of one step with robust perception, in forward passes of the batch.
+
+    Args:
+        model: classifier of images (N, 3, H, W) in [0, 1].
+        images: the batch.
+        labels: int64 (N,).
+        method: name of the method.
+        official: count the official form of PGD-AT's attack instead of ours.
+    """
+    with torch.no_grad():
+        forward = _count(lambda: model(images))
+    trained = make_method(method)
+    step = Step(model, images, labels, BUDGET, generator=torch.Generator(), perception=RobustPerception())
+    return _count(lambda: training_step(step, trained, official_attack if official else trained.attack)) / forward
+
+
+def measure_speed(model: nn.Module, images: Tensor, labels: Tensor, repeats: int = 5) -> dict[str, Any]:
+    """Time PGD-AT with robust perception in our and in the official form, alternating in one process.
+
+    Returns:
+        Seconds of every repetition, the two medians and their ratio (official / ours).
+    """
+    method = make_method("pgd_at")
+    forms: dict[str, Callable[[Step], Tensor]] = {"ours": method.attack, "official": official_attack}
+    seconds: dict[str, list[float]] = {name: [] for name in forms}
+    for repeat in range(repeats + 1):
+        for name, attack in forms.items():
+            source = torch.Generator().manual_seed(repeat)
+            step = Step(model, images, labels, BUDGET, generator=source, perception=RobustPerception())
+            start = time.perf_counter()
+            training_step(step, method, attack)
+            if images.is_cuda:
+                torch.cuda.synchronize()
+            if repeat:  # the first pair warms caches and the allocator up
+                seconds[name].append(time.perf_counter() - start)
+    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    return {"seconds": seconds, "median_seconds": medians, "speedup": medians["official"] / medians["ours"]}
+
+
+def benchmark(network: str = "resnet18", batch_size: int = 16, size: int = 32, repeats: int = 5) -> dict[str, Any]:
+    """Return operations and measured time of one PGD-AT+RP step of a network on random images, with the machine."""
+    source = torch.Generator().manual_seed(0)
+    model = NETWORKS.get(network)(10, generator=source)
+    images = torch.rand(batch_size, 3, size, size, generator=source)
+    labels = torch.randint(10, (batch_size,), generator=source)
+    return {
+        "network": network,
+        "batch_size": batch_size,
+        "image_size": size,
+        "attack_steps": BUDGET.steps,
+        "forward_equivalents": {
+            "ours": forward_equivalents(model, images, labels),
+            "official": forward_equivalents(model, images, labels, official=True),
+        },
+        **measure_speed(model, images, labels, repeats),
+        "machine": {"processor": platform.machine(), "threads": torch.get_num_threads(), "torch": torch.__version__},
+    }
+
+
+def _count(work: Callable[[], Any]) -> float:
+    counter = FlopCounterMode(display=False)
+    with counter:
+        work()
+    return float(counter.get_total_flops())
+
+
+def main() -> None:
+    """Write the benchmark's JSON to ``--out`` and print it."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--network", default="resnet18")
+    parser.add_argument("--batch_size", type=int, default=16)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--out", type=Path, default=None)
+    options = parser.parse_args()
+    text = json.dumps(benchmark(options.network, options.batch_size, repeats=options.repeats), indent=2)
+    if options.out is not None:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(text + "\n")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,38 @@
+"""What a step costs, by counted operations."""
+
+import pytest
+import torch
+
+from astra_env.models import resnet18
+from rpat.cost import forward_equivalents, measure_speed, official_attack
+from rpat.methods import Budget, Step, make_method
+
+
+def batch(rows=4, size=16):
+    source = torch.Generator().manual_seed(0)
+    return torch.rand(rows, 3, size, size, generator=source), torch.randint(10, (rows,), generator=source)
+
+
+def test_one_step_with_robust_perception_costs_at_most_thirty_forward_passes_against_thirty_nine():
+    images, labels = batch()
+    model = resnet18(width=8, generator=torch.Generator().manual_seed(1))
+    assert forward_equivalents(model, images, labels) <= 30
+    assert forward_equivalents(model, images, labels, official=True) == pytest.approx(39, abs=1)
+
+
+def test_both_forms_of_the_attack_find_the_same_images():
+    images, labels = batch()
+    model = resnet18(width=4, generator=torch.Generator().manual_seed(1)).double()
+    budget = Budget(8 / 255, 2 / 255, 3, "linf")
+    found = [
+        attack(Step(model, images.double(), labels, budget, generator=torch.Generator().manual_seed(3)))
+        for attack in (make_method("pgd_at").attack, official_attack)
+    ]
+    assert ((found[0] - found[1]).abs() < 1e-7).double().mean() > 0.99
+
+
+def test_speed_is_reported_as_the_ratio_of_medians():
+    images, labels = batch(2, 8)
+    report = measure_speed(resnet18(width=2, generator=torch.Generator().manual_seed(1)), images, labels, repeats=1)
+    (ours,), (official,) = report["seconds"]["ours"], report["seconds"]["official"]
+    assert report["speedup"] == official / ours
