@@ -9,6 +9,7 @@ and the log-probabilities of good actions are raised. Two presets:
   normalised advantage over the views, entropy bonus, Adam. Give it a reward with per-view credit.
 """
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -157,13 +158,13 @@ class Reinforce:
         Args:
             observation: uint8 views (N, 3, H, W), as given to :meth:`predict`.
             actions: (N, 3), as returned by it.
-            reward: a scalar, or (N,).
+            reward: a scalar, or (N,); a reward that is not finite (a diverged learner's) counts as zero.
 
         Returns:
             What to log: loss, entropy and gradient norm of an update; empty between updates.
         """
         self.steps += 1
-        reward = torch.as_tensor(reward, device=self.device, dtype=torch.float32)
+        reward = torch.as_tensor(reward, device=self.device, dtype=torch.float32).nan_to_num(0.0, 0.0, 0.0)
         if (self.steps - 1) % self.settings["update_every"]:
             return {}
         self.network.train()
@@ -192,7 +193,7 @@ class Reinforce:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue exactly where ``state`` was taken."""
         self.network.load_state_dict(state["strategy"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
         self.generator.set_state(state["generator"].cpu())
         self.steps, self.updates = int(state["steps"]), int(state["updates"])
         self.running_reward = state["running_reward"].to(self.device)

@@ -1,5 +1,6 @@
 """Self-supervised adversarial training, one minibatch at a time, under attacks that somebody else chooses."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -143,7 +144,7 @@ class ContrastiveLearner:
         """Continue exactly where ``state`` was taken; raises CheckpointError when it belongs to something else."""
         try:
             load_official(self.target, state["target"])
-            self.optimizer.load_state_dict(state["optimizer"])
+            self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
             self.sampler.load_state_dict(state["sampler"])
             self.view_generator.set_state(state["view_generator"].cpu())
             self.attack_generator.set_state(state["attack_generator"].cpu())

@@ -1,5 +1,6 @@
 """Train an encoder by self-supervised adversarial training under a learned (or any other) attack strategy."""
 
+import json
 import logging
 import sys
 from pathlib import Path
@@ -34,7 +35,10 @@ def main() -> int:
         raise ConfigError("run_dir: expected a directory for the run; give one with --run_dir DIR")
     run_dir = Path(options["run_dir"])
     config = resumed_config(run_dir) if options["resume"] else from_dict(ExperimentConfig, values)
-    return train(config, run_dir, options)
+    status = run_training(config, run_dir, resume=options["resume"], quiet=options["quiet"], track=options["track"])
+    if not status:
+        report(json.loads((run_dir / "summary.json").read_text()), run_dir)
+    return status
 
 
 def resumed_config(run_dir: Path) -> ExperimentConfig:
@@ -44,7 +48,10 @@ def resumed_config(run_dir: Path) -> ExperimentConfig:
     return load_config(ExperimentConfig, path)
 
 
-def train(config: ExperimentConfig, run_dir: Path, options: dict[str, Any]) -> int:
+def run_training(
+    config: ExperimentConfig, run_dir: Path, *, resume: bool = False, quiet: bool = False, track: bool = False
+) -> int:
+    """Train to the end, probe and write everything; returns 0, or the status to exit with after a signal."""
     import torch
 
     import agents
@@ -58,17 +65,17 @@ def train(config: ExperimentConfig, run_dir: Path, options: dict[str, Any]) -> i
     learner = ContrastiveLearner(config)
     context = agents.Context(learner.space, learner.device, config.seed, learner.total_steps, learner.warmup_steps)
     policy = agents.make(config.policy, context=context, **config.policy_args)
-    if options["track"]:
+    if track:
         start_tracking(run_dir, to_yaml(config))
-    with RunDirectory(run_dir, to_yaml(config), resume=options["resume"]) as run:
-        trainer = Trainer(config, learner, policy, run, progress=not options["quiet"])
-        if options["resume"]:
+    with RunDirectory(run_dir, to_yaml(config), resume=resume) as run:
+        trainer = Trainer(config, learner, policy, run, progress=not quiet)
+        if resume:
             trainer.restore()
         status = trainer.fit()
         if status:
             print(f"stopped at step {learner.step_count}; continue with --resume --run_dir {run_dir}", file=sys.stderr)
             return status
-        report(trainer.finish(), run_dir)
+        trainer.finish()
     return 0
 
 

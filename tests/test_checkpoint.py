@@ -1,0 +1,95 @@
+"""Checkpoints: readable by torch alone, whole or refused, never run."""
+
+import os
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from astra_env.checkpoint import decode, encode, load_checkpoint, save_checkpoint
+from astra_env.errors import CheckpointError
+
+STATE = {"target": {"weight": torch.arange(6.0).view(2, 3)}, "step": 3, "names": ["a", "b"], "none": None}
+ENCODED = encode(STATE)
+
+
+def test_round_trip(tmp_path):
+    save_checkpoint(tmp_path / "deep" / "last.pt", STATE)
+    loaded = load_checkpoint(tmp_path / "deep" / "last.pt")
+    assert torch.equal(loaded.pop("target")["weight"], STATE["target"]["weight"])
+    assert loaded == {"step": 3, "names": ["a", "b"], "none": None}
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["last.pt"]
+
+
+def test_torch_reads_it_without_us(tmp_path):
+    save_checkpoint(tmp_path / "last.pt", STATE)
+    assert torch.load(tmp_path / "last.pt", weights_only=True)["step"] == 3
+
+
+def test_plain_torch_files_are_read_too(tmp_path):
+    torch.save({"state_dict": {"w": torch.ones(2)}}, tmp_path / "official.pt")
+    assert load_checkpoint(tmp_path / "official.pt")["state_dict"]["w"].tolist() == [1, 1]
+
+
+class Malicious:
+    def __reduce__(self):
+        return os.system, ("touch pwned",)
+
+
+@pytest.mark.parametrize("protocol", ["zip", "legacy", "pickle"])
+def test_code_is_refused_and_not_run(tmp_path, monkeypatch, protocol):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "evil.pt"
+    if protocol == "pickle":
+        path.write_bytes(pickle.dumps(Malicious()))
+    else:
+        torch.save({"a": Malicious()}, path, _use_new_zipfile_serialization=protocol == "zip")
+    with pytest.raises(CheckpointError, match=r"evil.pt: (refused|not a readable)"):
+        load_checkpoint(path)
+    assert not Path("pwned").exists()
+
+
+@settings(max_examples=300, deadline=None)
+@given(position=st.integers(0, len(ENCODED) - 1), bit=st.integers(0, 7))
+def test_a_flipped_bit_anywhere_is_noticed(position, bit):
+    damaged = bytearray(ENCODED)
+    damaged[position] ^= 1 << bit
+    with pytest.raises(CheckpointError, match=r"last\.pt"):
+        decode(bytes(damaged), "last.pt")
+
+
+@settings(max_examples=200, deadline=None)
+@given(length=st.integers(0, len(ENCODED) - 1))
+def test_a_torn_file_is_noticed(length):
+    with pytest.raises(CheckpointError, match=r"last\.pt"):
+        decode(ENCODED[:length], "last.pt")
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.binary(max_size=200))
+def test_garbage_is_noticed(data):
+    with pytest.raises(CheckpointError):
+        decode(data, "garbage.pt")
+
+
+def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "last.pt"
+    save_checkpoint(path, {"step": 1})
+
+    def full_disk(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full_disk)
+    with pytest.raises(CheckpointError, match="No space left on device"):
+        save_checkpoint(path, {"step": 2})
+    monkeypatch.undo()
+    assert load_checkpoint(path) == {"step": 1}
+    assert [entry.name for entry in tmp_path.iterdir()] == ["last.pt"]
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(CheckpointError, match=r"nowhere.pt: cannot read the checkpoint \(No such file"):
+        load_checkpoint(tmp_path / "nowhere.pt")

@@ -1,0 +1,106 @@
+"""Configurations: presets, files, overrides, the command line, and what is said about mistakes."""
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from astra_env.config import ExperimentConfig
+from astra_env.configuration import build_parser, from_dict, load_config, parse_command_line, presets, to_dict, to_yaml
+from astra_env.errors import AstraError, ConfigError
+
+
+def command_line(*arguments):
+    return from_dict(ExperimentConfig, parse_command_line(build_parser(ExperimentConfig), list(arguments)))
+
+
+@pytest.mark.parametrize("name", presets())
+def test_every_preset_loads_and_survives_a_round_trip_through_yaml(name):
+    config = load_config(ExperimentConfig, name)
+    assert load_config(ExperimentConfig, yaml.safe_load(to_yaml(config))) == config
+
+
+def test_the_published_settings_are_in_the_cifar10_preset():
+    config = load_config(ExperimentConfig, "cifar10")
+    learner = config.learner
+    assert (learner.batch_size, learner.epochs, learner.learning_rate, learner.warmup_epochs) == (512, 1000, 5.0, 10)
+    assert (learner.momentum, learner.weight_decay, learner.trust_coefficient) == (0.9, 1e-6, 1e-3)
+    assert (learner.temperature, learner.mixed_weight, learner.reward, config.seed) == (0.5, 0.5, "astra", 3407)
+    assert (config.policy, config.policy_args) == ("reinforce", {"preset": "paper"})
+    assert (config.target.width, config.target.hidden_dim, config.target.feature_dim) == (64, 2048, 512)
+    assert {"tiny", "quickstart", "cifar10", "cifar100", "stl10", "tiny_imagenet"} <= set(presets())
+
+
+def test_file_and_dotted_overrides_apply_in_order(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("learner: {batch_size: 8, epochs: 3}\npolicy_args: {preset: paper}\n")
+    config = load_config(ExperimentConfig, path, {"learner.batch_size": 32, "policy_args.width": 8})
+    assert (config.learner.batch_size, config.learner.epochs) == (32, 3)
+    assert config.policy_args == {"preset": "paper", "width": 8}
+
+
+def test_command_line_takes_presets_and_dotted_overrides():
+    config = command_line("--config", "tiny", "--learner.batch_size", "64", "--views.crop_scale", "[0.5, 1]")
+    assert config.learner.batch_size == 64
+    assert config.views.crop_scale == (0.5, 1.0)
+    assert config.target.width == 4
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"learner.batch": 1}, "learner.batch: unknown configuration key; did you mean 'batch_size'"),
+        ({"nonsense": 1}, "nonsense: unknown configuration key"),
+        ({"learner.batch_size": "many"}, "learner.batch_size: expected int, got many"),
+        ({"learner.batch_size": None}, "learner.batch_size: expected a value, got null"),
+        ({"learner": 3}, "learner: expected a section of settings, got 3"),
+        ({"target.norm": "layer"}, "target.norm: expected one of branch, single, group, got 'layer'"),
+        ({"views.crop_scale": [0.5, 0.1]}, "views.crop_scale"),
+        ({"views.flip_probability": 2}, r"views.flip_probability: expected a probability"),
+        ({"learner.total_steps": 0}, "learner.total_steps: expected an integer >= 1"),
+        ({"learner.precision": "fp8"}, "learner.precision"),
+    ],
+)
+def test_mistakes_are_named_in_one_line(overrides, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        load_config(ExperimentConfig, "tiny", overrides)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_and_broken_files_are_named(tmp_path):
+    with pytest.raises(ConfigError, match=r"no file and no preset called 'nowhere'; presets: .*tiny"):
+        load_config(ExperimentConfig, "nowhere")
+    broken = tmp_path / "broken.yaml"
+    broken.write_text("learner: [1, 2\n")
+    with pytest.raises(ConfigError, match="not valid YAML"):
+        load_config(ExperimentConfig, broken)
+    broken.write_text("!!python/object/apply:os.system ['true']")
+    with pytest.raises(ConfigError, match="not valid YAML"):
+        load_config(ExperimentConfig, broken)
+    broken.write_text("[1, 2]")
+    with pytest.raises(ConfigError, match="expected a mapping"):
+        load_config(ExperimentConfig, broken)
+
+
+def test_misspelt_options_are_not_taken_for_abbreviations():
+    with pytest.raises(ConfigError, match=r"--learner\.batch_siz"):
+        command_line("--learner.batch_siz", "3")
+
+
+PLAIN = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=5,
+)
+KEYS = st.sampled_from(
+    ["seed", "policy", "policy_args", "learner", "strategy", "views", "learner.batch_size", "strategy.epsilon", "x"]
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.dictionaries(KEYS, PLAIN, max_size=3))
+def test_whatever_the_values_the_loader_answers_with_a_configuration_or_a_typed_error(values):
+    try:
+        assert isinstance(to_dict(load_config(ExperimentConfig, values)), dict)
+    except AstraError as error:
+        assert len(str(error).splitlines()) == 1  # noqa: PT017 - a configuration is as good an answer
