@@ -65,6 +65,11 @@ def load_official(
     return model
 
 
+def weights_of(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Return a checkpoint's weights by name, wrappers and common prefixes taken off; raises CheckpointError."""
+    return _unwrap(checkpoint)
+
+
 @dataclass(frozen=True)
 class _Difference:
     """How a checkpoint differs from a network."""

@@ -1,0 +1,28 @@
+"""Weights that others can load: plain networks, safetensors, ONNX, the Hugging Face hub."""
+
+from astra_env.interchange.fold import PlainEncoder, fold_branch, plain_classifier
+from astra_env.interchange.hub import pull, push
+from astra_env.interchange.metadata import ExportMetadata
+from astra_env.interchange.onnx_format import write_onnx
+from astra_env.interchange.safetensors_format import (
+    load_export,
+    load_robustbench,
+    read_safetensors,
+    torchvision_state,
+    write_export,
+)
+
+__all__ = [
+    "ExportMetadata",
+    "PlainEncoder",
+    "fold_branch",
+    "load_export",
+    "load_robustbench",
+    "plain_classifier",
+    "pull",
+    "push",
+    "read_safetensors",
+    "torchvision_state",
+    "write_export",
+    "write_onnx",
+]

@@ -1,0 +1,82 @@
+"""One branch of a target network as a plain ResNet, equal in eval mode to the last bit it can be."""
+
+import torch
+from torch import Tensor, nn
+
+from astra_env.errors import InputError
+from astra_env.models.layers import ChannelStatistics, Normalize
+from astra_env.models.resnet import BasicBlock, ResNet, ResNetTrunk
+from astra_env.models.target import TargetNetwork
+
+
+class PlainEncoder(ResNetTrunk):
+    """A ResNet without a head: images (N, 3, H, W) in [0, 1] -> embeddings (N, embed_dim)."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the pooled features."""
+        return self.embed(images)
+
+
+def fold_branch(target: TargetNetwork, branch: str = "adv") -> PlainEncoder:
+    """Return the encoder (no projection head) with one branch's norms as a plain ResNet in eval mode.
+
+    The normalisation of the input stays inside: with a padded first convolution it cannot be folded into weights.
+
+    Raises:
+        InputError: for another branch, or GroupNorms, which torchvision's and timm's ResNets do not have.
+    """
+    if branch not in target.branches:
+        raise InputError(f"branch: expected one of {', '.join(target.branches)}, got {branch!r}")
+    if target.norm == "group":
+        raise InputError(
+            "export: a target network with norm 'group' has no torchvision or timm form; export it as onnx instead"
+        )
+    index = target.branches.index(branch) if target.norm == "branch" else 0
+    state = _plain_names(target.state_dict(), index)
+    blocks = tuple(len(getattr(target, f"layer{stage + 1}")) for stage in range(_stages(target)))
+    width = target.conv1.out_channels
+    plain = PlainEncoder(BasicBlock, width, blocks, target.stem, "batch", statistics_of(target))
+    plain.load_state_dict(state)
+    return plain.eval()
+
+
+def plain_classifier(encoder: PlainEncoder, head: nn.Linear) -> ResNet:
+    """Return the encoder with a linear head (embed_dim -> classes) as one classifier in eval mode.
+
+    This is the form RobustBench asks for: images in [0, 1] in, normalisation inside, logits out.
+    Raises InputError when the head does not fit the embeddings.
+    """
+    if head.in_features != encoder.embed_dim:
+        raise InputError(
+            f"head: expected {encoder.embed_dim} inputs, got {head.in_features}; give the head trained on this encoder"
+        )
+    blocks = tuple(len(getattr(encoder, f"layer{stage + 1}")) for stage in range(_stages(encoder)))
+    width = encoder.conv1.out_channels
+    network = ResNet(BasicBlock, width, blocks, head.out_features, encoder.stem, statistics_of(encoder))
+    network.load_state_dict({**encoder.state_dict(), "linear.weight": head.weight, "linear.bias": head.bias})
+    return network.eval()
+
+
+def statistics_of(network: nn.Module) -> ChannelStatistics | None:
+    """Return (mean, std) of the normalisation inside a network, or None."""
+    inside = getattr(network, "normalize", None)
+    if not isinstance(inside, Normalize):
+        return None
+    return tuple(inside.mean.tolist()), tuple(inside.std.tolist())
+
+
+def _stages(network: nn.Module) -> int:
+    return sum(name.startswith("layer") for name, _ in network.named_children())
+
+
+def _plain_names(state: dict[str, Tensor], branch: int) -> dict[str, Tensor]:
+    """Keep one branch's norms under their plain names, and leave the projection head out."""
+    other = f".bn_list.{1 - branch}."
+    renamed: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        if name.startswith("fc.") or other in name:
+            continue
+        plain = name.replace(f".bn_list.{branch}.", ".")
+        plain = plain.replace("downsample.conv.", "shortcut.0.").replace("downsample.bn.", "shortcut.1.")
+        renamed[plain] = tensor.detach().clone().to(torch.device("cpu"))
+    return renamed
