@@ -24,7 +24,9 @@ _UNREADABLE = (
 )  # fmt: skip
 """What torch.load raises, at one depth or another, for files that are no checkpoints."""
 _MARK = b"sha256:"
-_COMMENT_LENGTH = len(_MARK) + 64
+_END_OF_DIRECTORY = b"PK\x05\x06"
+_END_LENGTH = 22
+"""Length of a zip archive's last record, whose final two bytes hold the length of the comment behind it."""
 
 
 def encode(state: Mapping[str, Any]) -> bytes:
@@ -101,13 +103,14 @@ def load_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> dic
 
 
 def _check_digest(data: bytes, name: str) -> None:
-    comment, size = data[-_COMMENT_LENGTH:], data[-_COMMENT_LENGTH - 2 : -_COMMENT_LENGTH]
-    expected_size = struct.pack("<H", _COMMENT_LENGTH)
-    if not comment.startswith(_MARK) and size != expected_size:
-        return  # a foreign file, which carries no digest
-    digest = hashlib.sha256(data[: -_COMMENT_LENGTH - 2] + b"\x00\x00").hexdigest().encode()
-    if comment != _MARK + digest or size != expected_size:
-        raise CheckpointError(f"{name}: the file was altered or damaged: its SHA-256 does not match")
+    end = data.rfind(_END_OF_DIRECTORY)
+    comment = data[end + _END_LENGTH :]
+    if end >= 0 and data[end + _END_LENGTH - 2 : end + _END_LENGTH] != struct.pack("<H", len(comment)):
+        raise CheckpointError(f"{name}: the file was cut off or damaged at its end")
+    if end >= 0 and len(comment) == len(_MARK) + 64:
+        digest = hashlib.sha256(data[: end + _END_LENGTH - 2] + b"\x00\x00").hexdigest().encode()
+        if comment != _MARK + digest:
+            raise CheckpointError(f"{name}: the file was altered or damaged: its SHA-256 does not match")
 
 
 def _sync_directory(directory: Path) -> None:
