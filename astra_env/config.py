@@ -126,6 +126,8 @@ class EnvConfig:
     """What a bare reset() does: restart (a fresh learner) or continue (the same learner, next training)."""
     divergence_penalty: float = -1.0
     """Reward of the step in which training diverged."""
+    autoreset_mode: str = "same_step"
+    """When the vector environment starts the next episode: same_step (with final_obs) or next_step."""
 
 
 @dataclass
@@ -204,6 +206,8 @@ class ExperimentConfig:
         _one_of("target.norm", self.target.norm, ("branch", "single", "group"))
         _one_of("target.stem", self.target.stem, ("cifar", "imagenet"))
         _one_of("env.reset_mode", self.env.reset_mode, ("restart", "continue"))
+        _one_of("env.autoreset_mode", self.env.autoreset_mode, ("same_step", "next_step"))
+        _finite("env.divergence_penalty", self.env.divergence_penalty)
         _one_of("run.on_divergence", self.run.on_divergence, ("raise", "rollback"))
         _at_least("env.chunk_steps", self.env.chunk_steps, 1)
         _at_least("run.log_every", self.run.log_every, 1)
@@ -225,6 +229,11 @@ def _at_least(name: str, value: int, least: int) -> None:
 def _positive(name: str, value: float, allow_zero: bool = False) -> None:
     if not (value >= 0 if allow_zero else value > 0) or value == float("inf"):
         raise ConfigError(f"{name}: expected a finite number {'>=' if allow_zero else '>'} 0, got {value}")
+
+
+def _finite(name: str, value: float) -> None:
+    if not abs(value) < float("inf"):
+        raise ConfigError(f"{name}: expected a finite number, got {value}")
 
 
 def _probability(name: str, value: float) -> None:

@@ -1,0 +1,224 @@
+"""InstanceAttackStrategy-v0: every view of a minibatch is a sub-environment and gets its own attack."""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, NoReturn
+
+import numpy as np
+from gymnasium import spaces
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+
+from astra_env.envs.rendering import RENDER_MODES, Recorder
+from astra_env.envs.training import TrainingEnv
+from astra_env.errors import ConfigError, Diverged, InputError
+
+AUTORESET_MODES = {"same_step": AutoresetMode.SAME_STEP, "next_step": AutoresetMode.NEXT_STEP}
+
+
+class InstanceAttackStrategyVectorEnv(TrainingEnv, VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
+    """Choose the attack of every single view of a self-supervised adversarial training.
+
+    ## Description
+    The world of ASTrA's strategy network (ICLR 2025). A minibatch of B images gives 2B augmented views, rows 2k and
+    2k+1 being the two views of image k. Each view is a sub-environment: the agent sees it and chooses the attack on it.
+    One `step` trains the network on the minibatch under these attacks; the next observation is the next minibatch. All
+    sub-environments share one network, so they begin and end together.
+
+    ## Action space
+    `MultiDiscrete([13, 12, 5])` per view (batched: int64 `(num_envs, 3)`): indices into the grids `strategy.epsilon`,
+    `strategy.steps` and `strategy.step_size` of the configuration; the paper's are (3 ... 15)/255, 3 ... 14 and
+    (1 ... 5)/255.
+
+    ## Observation space
+    `Box(0, 255, (3, H, W), uint8)` per view (batched: `(num_envs, 3, H, W)`): the clean view, channels first. Views lie
+    on the 8-bit grid, so nothing is lost. Every step returns a buffer of its own.
+
+    ## Rewards
+    float64 `(num_envs,)`. `learner.reward` decides: `astra` (as published) gives every view the same reward,
+    (NT-Xent(adv) - NT-Xent(clean)) / 3 of the whole minibatch; `per_view` gives each view its own share of that;
+    `vs_fixed`, `cost_aware`, `constant` and `module:attribute` as in `AttackStrategyEnv`. `shared_reward` tells whether
+    the last one was shared. When training diverges every view gets `env.divergence_penalty`.
+
+    ## Starting state
+    As in `AttackStrategyEnv`: a seeded or the first `reset` builds a fresh training, a bare `reset()` follows
+    `env.reset_mode`, and `options={"checkpoint": path}` starts with the weights of a checkpoint.
+
+    ## Episode end
+    An episode is one training. *Termination*: the budget is used up or training diverged (`info["error_type"]`).
+    *Truncation*: after `max_episode_steps` minibatches, if given. The next episode starts by itself, as
+    `metadata["autoreset_mode"]` says: in the same step (default; the last observation and information are then in
+    `info["final_obs"]` and `info["final_info"]`) or in the next step, whose actions are ignored.
+
+    ## Information
+    As Gymnasium's own vector environments: arrays `(num_envs,)`, each with a mask `_name`. Per view `epsilon`, `steps`
+    and `step_size` of its attack; for all alike `step`, loss, its parts, gradient norm and mean reward.
+
+    ## Arguments
+    ```python
+    gym.make_vec("astra_env/InstanceAttackStrategy-v0", num_envs=32, vectorization_mode="vector_entry_point",
+                 config="tiny")
+    ```
+
+    * `num_envs`: views per minibatch, even and at least 4; it sets `learner.batch_size` to half of it. Default: twice
+      the configuration's `learner.batch_size` (only when the class is built directly: `make_vec` always gives one).
+    * `config`, `overrides`: as in `AttackStrategyEnv`.
+    * `render_mode`: `ansi` or `rgb_array`; `render()` returns the same line or figure for every sub-environment.
+    * `autoreset_mode`: `same_step` or `next_step` (or an `AutoresetMode`); default `env.autoreset_mode`.
+    * `max_episode_steps`: truncate after so many minibatches; default never.
+
+    Beyond Gymnasium's interface: `state_dict()`, `load_state_dict()`, `save(path)`, `load(path)`, `fork()`.
+
+    ## Version history
+    * v0: Initial version.
+    """
+
+    metadata: ClassVar[dict[str, Any]] = {  # type: ignore[misc]
+        "render_modes": list(RENDER_MODES),
+        "render_fps": 10,
+        "autoreset_mode": AutoresetMode.SAME_STEP,
+    }
+
+    def __init__(
+        self,
+        num_envs: int | None = None,
+        config: str | Mapping[str, Any] = "quickstart",
+        overrides: Mapping[str, Any] | None = None,
+        render_mode: str | None = None,
+        autoreset_mode: str | AutoresetMode | None = None,
+        max_episode_steps: int | None = None,
+    ) -> None:
+        if num_envs is not None:
+            overrides = {**(overrides or {}), "learner.batch_size": _images(num_envs)}
+        super().__init__(config, overrides)
+        self.num_envs = 2 * self.config.learner.batch_size
+        self.render_mode = render_mode
+        self.autoreset_mode = _autoreset_mode(autoreset_mode or self.config.env.autoreset_mode)
+        self.metadata = {**self.metadata, "autoreset_mode": self.autoreset_mode}  # type: ignore[misc]
+        self.max_episode_steps = max_episode_steps
+        side = self.image_size
+        self.single_observation_space = spaces.Box(0, 255, (3, side, side), np.uint8)
+        self.single_action_space = spaces.MultiDiscrete(list(self.space.sizes))
+        self.observation_space = batch_space(self.single_observation_space, self.num_envs)
+        self.action_space = batch_space(self.single_action_space, self.num_envs)
+        self.shared_reward = False
+        self._elapsed = 0
+        self._recorder = Recorder(render_mode, self.space)
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        """Start an episode by the rules above; raises InputError for an unknown option or a partial reset."""
+        VectorEnv.reset(self, seed=self.config.seed if seed is None and self._learner is None else seed)
+        self._begin(seed, options)
+        self._elapsed = 0
+        self._recorder.clear()
+        return self.observation(), self._for_every_view({"step": self.learner.step_count})
+
+    def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+        """Train on the minibatch that was observed, every view under its own attack.
+
+        Raises:
+            InputError: for actions that are not three grid indices per view.
+            ResetNeeded: before the first reset.
+        """
+        if self.over and self._learner is not None and self.autoreset_mode is AutoresetMode.NEXT_STEP:
+            observation, info = self.reset()
+            nothing = np.zeros(self.num_envs, dtype=np.bool_)
+            return observation, np.zeros(self.num_envs), nothing, nothing.copy(), info
+        self._require_running()
+        actions = np.asarray(actions)
+        if actions.shape != (self.num_envs, 3):
+            raise InputError(f"actions: expected integers of shape ({self.num_envs}, 3), got shape {actions.shape}")
+        rewards, info = self._advance(actions)
+        terminated = self.diverged or self.learner.finished
+        truncated = not terminated and self.max_episode_steps is not None and self._elapsed >= self.max_episode_steps
+        self.over = terminated or truncated
+        if self.over and self.autoreset_mode is AutoresetMode.SAME_STEP:
+            observation, info = self._next_episode(info)
+        else:
+            observation = self.observation()
+        return (
+            observation,
+            rewards,
+            np.full(self.num_envs, terminated),
+            np.full(self.num_envs, truncated),
+            info,
+        )
+
+    def observation(self) -> np.ndarray:
+        """Return the views of the next minibatch: uint8 (num_envs, 3, H, W)."""
+        return self.learner.observation().cpu().numpy()
+
+    def render(self) -> tuple[Any, ...] | None:
+        """Return the line of text or the uint8 frame (H, W, 3) of the training, once per sub-environment."""
+        return None if self.render_mode is None else (self._recorder.render(),) * self.num_envs
+
+    def _advance(self, actions: np.ndarray) -> tuple[np.ndarray, dict[str, Any]]:
+        """Train on one minibatch; returns its rewards (num_envs,) and information."""
+        strategy = self.space.decode(actions, device=self.learner.device)
+        try:
+            report, scalars = self._train(strategy)
+        except Diverged as error:
+            self.diverged = True
+            told = {"step": self.learner.step_count, "error_type": type(error).__name__, "error": str(error)}
+            return np.full(self.num_envs, self.config.env.divergence_penalty), self._for_every_view(told)
+        self._elapsed += 1
+        self.shared_reward = report.reward.dim() == 0
+        rewards = report.reward.double().cpu().numpy()
+        scalars["step"] = self.learner.step_count
+        self._recorder.record(self.learner.total_steps, scalars, actions)
+        info = self._for_every_view(scalars)
+        for name in ("epsilon", "steps", "step_size"):
+            info[name] = getattr(strategy, name).cpu().numpy()
+            info[f"_{name}"] = np.ones(self.num_envs, dtype=np.bool_)
+        return np.array(np.broadcast_to(rewards, (self.num_envs,))), info
+
+    def _next_episode(self, info: dict[str, Any]) -> tuple[np.ndarray, dict[str, Any]]:
+        """Start the next episode and file the end of this one under final_obs and final_info."""
+        final = np.empty(self.num_envs, dtype=object)
+        final[:] = list(self.observation())
+        observation, fresh = self.reset()
+        everyone = np.ones(self.num_envs, dtype=np.bool_)
+        ended = {"final_obs": final, "_final_obs": everyone, "final_info": info, "_final_info": everyone.copy()}
+        return observation, {**fresh, **ended}
+
+    def _for_every_view(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Return information that all views share in the form of Gymnasium's vector environments."""
+        info: dict[str, Any] = {}
+        for name, value in values.items():
+            info[name] = np.full(self.num_envs, value, dtype=object if isinstance(value, str) else None)
+            info[f"_{name}"] = np.ones(self.num_envs, dtype=np.bool_)
+        return info
+
+    def _episode_state(self) -> dict[str, Any]:
+        return {"elapsed": self._elapsed}
+
+    def _load_episode_state(self, state: dict[str, Any]) -> None:
+        self._elapsed = int(state["elapsed"])
+
+
+def single_environment(**arguments: Any) -> NoReturn:
+    """Explain, to whoever calls ``gym.make``, that views do not come singly; raises InputError."""
+    raise InputError(
+        "astra_env/InstanceAttackStrategy-v0 is a vector environment, because views are trained in minibatches: use "
+        "gym.make_vec('astra_env/InstanceAttackStrategy-v0', num_envs=128, vectorization_mode='vector_entry_point'), "
+        "or gym.make('astra_env/AttackStrategy-v0') for one attack on all views"
+    )
+
+
+def _images(num_envs: int) -> int:
+    """Return the images per minibatch that give ``num_envs`` views."""
+    if isinstance(num_envs, bool) or int(num_envs) != num_envs or num_envs < 4 or num_envs % 2:
+        raise ConfigError(f"num_envs: expected an even integer >= 4 (two views of each image), got {num_envs}")
+    return int(num_envs) // 2
+
+
+def _autoreset_mode(mode: str | AutoresetMode) -> AutoresetMode:
+    if isinstance(mode, AutoresetMode):
+        found: AutoresetMode | None = mode if mode in AUTORESET_MODES.values() else None
+    else:
+        by_value = {entry.value: entry for entry in AUTORESET_MODES.values()}
+        found = {**by_value, **AUTORESET_MODES}.get(mode)
+    if found is None:
+        raise ConfigError(f"autoreset_mode: expected one of {', '.join(AUTORESET_MODES)}, got {mode!r}")
+    return found
