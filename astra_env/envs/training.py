@@ -69,14 +69,13 @@ class TrainingEnv:
 
         The target network's weights lie under ``"target"``, where the evaluation tools look for them.
         """
-        inner: Any = self.np_random.bit_generator.state["state"]
         learner = copy.deepcopy(self.learner.state_dict())
         return {
             "env": type(self).__name__,
             "target": learner.pop("target"),
             "learner": learner,
             "seed": self._seed,
-            "random": {name: str(value) for name, value in inner.items()},
+            "random": _random_state(self.np_random),
             "over": self.over,
             "diverged": self.diverged,
             "episode": copy.deepcopy(self._episode_state()),
@@ -93,12 +92,7 @@ class TrainingEnv:
             if self._learner is None or self._seed != int(state["seed"]):
                 self._build(int(state["seed"]))
             self.learner.load_state_dict({**state["learner"], "target": state["target"]})
-            self.np_random.bit_generator.state = {
-                "bit_generator": "PCG64",
-                "state": {name: int(value) for name, value in state["random"].items()},
-                "has_uint32": 0,
-                "uinteger": 0,
-            }
+            _set_random_state(self.np_random, state["random"])
             self.over, self.diverged = bool(state["over"]), bool(state["diverged"])
             self._load_episode_state(state["episode"])
         except (KeyError, TypeError, AttributeError) as error:
@@ -179,3 +173,22 @@ def _checked_options(options: Mapping[str, Any] | None) -> Mapping[str, Any]:
     if not np.all(options.get("reset_mask", True)):
         raise InputError("options.reset_mask: all views belong to one training, so they can only be reset together")
     return options
+
+
+def _random_state(random: np.random.Generator) -> dict[str, str]:
+    """Return a PCG64 generator's state; as text, because its numbers have 128 bits."""
+    state: Any = random.bit_generator.state
+    # Half of a 64-bit draw may wait for the next 32-bit one, so it belongs to the state.
+    waiting = {name: str(state[name]) for name in ("has_uint32", "uinteger")}
+    return {**{name: str(value) for name, value in state["state"].items()}, **waiting}
+
+
+def _set_random_state(random: np.random.Generator, state: Mapping[str, str]) -> None:
+    """Continue where :func:`_random_state` was taken."""
+    numbers = {name: int(value) for name, value in state.items()}
+    random.bit_generator.state = {
+        "bit_generator": "PCG64",
+        "state": {"state": numbers["state"], "inc": numbers["inc"]},
+        "has_uint32": numbers["has_uint32"],
+        "uinteger": numbers["uinteger"],
+    }

@@ -4,7 +4,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 
 from astra_env.envs import AttackStrategyEnv, InstanceAttackStrategyVectorEnv
@@ -40,7 +40,10 @@ def weights(env: Any) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("kind", ["single", "vector"])
-@settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck))
+@example(steps=5, more=5, seed=1159)  # the seeds of later episodes are 32-bit draws
+@settings(
+    max_examples=4, deadline=None, phases=[Phase.explicit, Phase.generate], suppress_health_check=list(HealthCheck)
+)
 @given(steps=st.integers(0, 6), more=st.integers(1, 6), seed=st.integers(0, 2**16))
 def test_a_fork_continues_identically_and_independently(kind: str, steps: int, more: int, seed: int) -> None:
     env = build(kind)
