@@ -76,7 +76,7 @@ def test_torchvision_itself_loads_the_export_and_computes_the_same(images, tmp_p
     assert torch.allclose(logits, head(target.embed(images, "adv")), rtol=1e-5, atol=1e-5)
     assert float(logits.std()) > 1e-2
     assert (metadata.mean, metadata.stem) == (pytest.approx(IMAGENET_MEAN), "cifar")
-    assert "conv1 = Conv2d(3, width, 3, 1, 1" in metadata.comment
+    assert "conv1 = Conv2d(3, 64, 3, 1, 1" in metadata.comment
 
 
 @torch.no_grad()

@@ -1,13 +1,20 @@
-"""Evaluation: linear probes, fine-tuning, attacks, corruptions; nothing here is chosen on the test images."""
+"""Evaluation: linear probes, fine-tuning, attacks, corruptions; nothing here is chosen on the test images.
 
-from astra_env.evaluation.accuracy import Accuracy
-from astra_env.evaluation.auto_attack import AutoAttackResult, autoattack
-from astra_env.evaluation.classifier import EncoderClassifier
-from astra_env.evaluation.corruption import CorruptionResult, corruption_accuracy
-from astra_env.evaluation.curves import Curve, noise_curve, path_curve, radius_curve
-from astra_env.evaluation.finetune import finetune
-from astra_env.evaluation.linear import ProbeResult, TrainingAttack, linear_probe, probe
-from astra_env.evaluation.robustness import clean_accuracy, robust_accuracy
+Names are imported at first use: reading an evaluation's configuration does not wait for torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from astra_env.evaluation.accuracy import Accuracy
+    from astra_env.evaluation.auto_attack import AutoAttackResult, autoattack
+    from astra_env.evaluation.classifier import EncoderClassifier
+    from astra_env.evaluation.corruption import CorruptionResult, corruption_accuracy
+    from astra_env.evaluation.curves import Curve, noise_curve, path_curve, radius_curve
+    from astra_env.evaluation.finetuning import finetune
+    from astra_env.evaluation.linear import ProbeResult, TrainingAttack, linear_probe, probe
+    from astra_env.evaluation.robustness import clean_accuracy, robust_accuracy
 
 __all__ = [
     "Accuracy",
@@ -28,3 +35,29 @@ __all__ = [
     "radius_curve",
     "robust_accuracy",
 ]
+
+_HOMES = {
+    "Accuracy": "accuracy",
+    "AutoAttackResult": "auto_attack",
+    "CorruptionResult": "corruption",
+    "Curve": "curves",
+    "EncoderClassifier": "classifier",
+    "ProbeResult": "linear",
+    "TrainingAttack": "linear",
+    "autoattack": "auto_attack",
+    "clean_accuracy": "robustness",
+    "corruption_accuracy": "corruption",
+    "finetune": "finetuning",
+    "linear_probe": "linear",
+    "noise_curve": "curves",
+    "path_curve": "curves",
+    "probe": "linear",
+    "radius_curve": "curves",
+    "robust_accuracy": "robustness",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

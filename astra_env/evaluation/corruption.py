@@ -92,15 +92,22 @@ def corruption_accuracy(
         DataError: for a missing or malformed file, before any work is done.
     """
     folder = Path(folder)
-    names = [*STANDARD, *(name for name in EXTRA if (folder / f"{name}.npy").is_file())]
-    for name in names:
-        _check(folder, name)
+    names = check_folder(folder)
     rows = {}
     for name in tqdm(names, "corruptions", unit="corruption", disable=not progress):
         parts = _severities(read_corruption(folder, name, classes))
         rows[name] = tuple(clean_accuracy(model, take(part, max_images), batch_size=batch_size) for part in parts)
     standard = {name: rows[name] for name in STANDARD}
     return CorruptionResult(standard, {name: row for name, row in rows.items() if name not in standard})
+
+
+def check_folder(folder: str | Path) -> list[str]:
+    """Return the corruptions in a folder after a look at all their files; raises DataError naming a bad one."""
+    folder = Path(folder)
+    names = [*STANDARD, *(name for name in EXTRA if (folder / f"{name}.npy").is_file())]
+    for name in names:
+        _check(folder, name)
+    return names
 
 
 def read_corruption(folder: str | Path, name: str, classes: tuple[str, ...]) -> ImageDataset:

@@ -1,6 +1,6 @@
 """Weights that others can load: plain networks, safetensors, ONNX, the Hugging Face hub."""
 
-from astra_env.interchange.fold import PlainEncoder, fold_branch, plain_classifier
+from astra_env.interchange.fold import BranchEncoder, PlainEncoder, fold_branch, plain_classifier
 from astra_env.interchange.hub import pull, push
 from astra_env.interchange.metadata import ExportMetadata
 from astra_env.interchange.onnx_format import write_onnx
@@ -13,6 +13,7 @@ from astra_env.interchange.safetensors_format import (
 )
 
 __all__ = [
+    "BranchEncoder",
     "ExportMetadata",
     "PlainEncoder",
     "fold_branch",

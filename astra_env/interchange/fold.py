@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from astra_env.errors import InputError
 from astra_env.models.layers import ChannelStatistics, Normalize
-from astra_env.models.resnet import BasicBlock, ResNet, ResNetTrunk
+from astra_env.models.resnet import BasicBlock, Bottleneck, ResNet, ResNetTrunk
 from astra_env.models.target import TargetNetwork
 
 
@@ -15,6 +15,26 @@ class PlainEncoder(ResNetTrunk):
     def forward(self, images: Tensor) -> Tensor:
         """Return the pooled features."""
         return self.embed(images)
+
+    @classmethod
+    def of(cls, network: ResNetTrunk) -> "PlainEncoder":
+        """Return a ResNet's trunk without its head, as a copy in eval mode."""
+        plain = cls(*_sizes(network), "batch", statistics_of(network))
+        plain.load_state_dict({n: t for n, t in network.state_dict().items() if not n.startswith("linear.")})
+        return plain.eval()
+
+
+class BranchEncoder(nn.Module):
+    """A target network seen through one branch: images (N, 3, H, W) in [0, 1] -> embeddings (N, embed_dim)."""
+
+    def __init__(self, target: TargetNetwork, branch: str) -> None:
+        super().__init__()
+        self.target = target
+        self.branch = branch
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the target's embeddings of the branch."""
+        return self.target.embed(images, self.branch)
 
 
 def fold_branch(target: TargetNetwork, branch: str = "adv") -> PlainEncoder:
@@ -50,9 +70,8 @@ def plain_classifier(encoder: PlainEncoder, head: nn.Linear) -> ResNet:
         raise InputError(
             f"head: expected {encoder.embed_dim} inputs, got {head.in_features}; give the head trained on this encoder"
         )
-    blocks = tuple(len(getattr(encoder, f"layer{stage + 1}")) for stage in range(_stages(encoder)))
-    width = encoder.conv1.out_channels
-    network = ResNet(BasicBlock, width, blocks, head.out_features, encoder.stem, statistics_of(encoder))
+    block, width, blocks, stem = _sizes(encoder)
+    network = ResNet(block, width, blocks, head.out_features, stem, statistics_of(encoder))
     network.load_state_dict({**encoder.state_dict(), "linear.weight": head.weight, "linear.bias": head.bias})
     return network.eval()
 
@@ -63,6 +82,12 @@ def statistics_of(network: nn.Module) -> ChannelStatistics | None:
     if not isinstance(inside, Normalize):
         return None
     return tuple(inside.mean.tolist()), tuple(inside.std.tolist())
+
+
+def _sizes(network: ResNetTrunk) -> tuple[type[BasicBlock] | type[Bottleneck], int, tuple[int, ...], str]:
+    bottleneck = any(isinstance(module, Bottleneck) for module in network.modules())
+    blocks = tuple(len(getattr(network, f"layer{stage + 1}")) for stage in range(_stages(network)))
+    return Bottleneck if bottleneck else BasicBlock, network.conv1.out_channels, blocks, network.stem
 
 
 def _stages(network: nn.Module) -> int:

@@ -136,11 +136,14 @@ def _describe_resnet(network: ResNetTrunk, common: dict[str, Any]) -> ExportMeta
     bottleneck = any(isinstance(module, Bottleneck) for module in network.modules())
     usual = blocks == (2, 2, 2, 2)
     architecture = ("bottleneck_resnet26" if bottleneck else "resnet18") if usual else "resnet"
-    comment = "torchvision.models.resnet18 and timm's resnet18 load these names"
-    if network.stem == "cifar":
-        comment += " after conv1 = Conv2d(3, width, 3, 1, 1, bias=False) and maxpool = Identity()"
-    comment += "; inputs in [0, 1] are normalised with mean and std first"
     width = network.conv1.out_channels
+    if usual and width == 64 and not bottleneck:
+        comment = "torchvision.models.resnet18 and timm's resnet18 load these names"
+        if network.stem == "cifar":
+            comment += " after conv1 = Conv2d(3, 64, 3, 1, 1, bias=False) and maxpool = Identity()"
+    else:
+        comment = "names are torchvision's and timm's, sizes are not: load with astra_env.interchange.load_export"
+    comment += "; inputs in [0, 1] are normalised with mean and std first"
     return ExportMetadata(architecture, "torchvision", network.stem, width, blocks, comment=comment, **common)
 
 

@@ -16,7 +16,7 @@ from astra_env.evaluation import (
     probe,
     robust_accuracy,
 )
-from astra_env.evaluation.finetune import trades_two_branches
+from astra_env.evaluation.finetuning import trades_two_branches
 from astra_env.models import TargetNetwork
 
 NO_ATTACK = TrainingAttack(epsilon=0, step_size=0, steps=0)

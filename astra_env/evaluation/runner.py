@@ -1,0 +1,158 @@
+"""An evaluation from files to a result file: load, train heads, measure, keep going after interruptions."""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from astra_env.configuration import to_dict
+from astra_env.data import ImageDataset, load_dataset, split_validation
+from astra_env.devices import resolve_device
+from astra_env.errors import CheckpointError, ConfigError
+from astra_env.evaluation.batches import require_alike
+from astra_env.evaluation.config import EvaluationConfig
+from astra_env.evaluation.corruption import check_folder
+from astra_env.evaluation.heads import classifier_for, protocol_of
+from astra_env.evaluation.loading import LoadedNetwork, load_network, resolve, run_config
+from astra_env.evaluation.measurements import measurements, pgd, test_part
+from astra_env.evaluation.report import HELD_OUT
+from astra_env.evaluation.results import ResultFile
+from astra_env.seeding import derive_seed
+
+Hook = Callable[[nn.Module, ImageDataset], Mapping[str, Any]]
+"""A further analysis: maps a classifier (images in [0, 1] -> logits) and the test images to plain values."""
+
+FREE_KEYS = ("attacks", "curves", "corruptions", "device", "attack")
+"""Parts of the configuration that only say what is measured: each measurement carries its own settings."""
+
+
+def evaluate(
+    config: EvaluationConfig,
+    checkpoints: Sequence[str | Path],
+    out: str | Path,
+    *,
+    every: bool = False,
+    hooks: Mapping[str, Hook] | None = None,
+    progress: bool = False,
+) -> dict[str, Any]:
+    """Evaluate every checkpoint and return what ``results.json`` in ``out`` then holds.
+
+    The file is written after every measurement and says "partial" until the end; the same call continues it.
+
+    Args:
+        config: what to measure.
+        checkpoints: run directories, checkpoints or exports.
+        out: the output folder.
+        every: evaluate all kept checkpoints of each run directory and choose among them on held-out training images.
+        hooks: further analyses by name.
+        progress: show progress bars.
+
+    Raises:
+        AstraError: naming the file, field or value that cannot be used.
+    """
+    if not checkpoints:
+        raise ConfigError("checkpoints: expected at least one run directory or checkpoint file, got none")
+    files = [path for item in checkpoints for path in (kept_checkpoints(item) if every else [resolve(item)])]
+    config = with_data_of_run(config, files[0])
+    device = resolve_device(config.device)
+    loaded = [load_network(file, weights=config.network.weights, normalize=config.network.normalize) for file in files]
+    loaded = with_unique_names(loaded)
+    for network in loaded:
+        protocol_of(config, network)
+    if config.corruptions is not None:
+        check_folder(config.corruptions)
+    train, test = images_of(config)
+    results = ResultFile(out, conditions_of(config, every))
+    results.values["config"] = to_dict(config)
+    folder = Path(out)
+    for network in loaded:
+        fitting, held_out = (train, None) if not every else held_out_slice(config, network, train)
+        record = results.open(network.name, describe(network))
+        trained = classifier_for(config, network, fitting, test, folder / "models", device, progress=progress)
+        record["training"] = trained.description
+        state = folder / "autoattack" / network.name.replace("/", "_")
+        for item in measurements(config, trained.classifier, test, state, progress=progress):
+            results.measure(record, item.name, item.settings, item.compute)
+        if held_out is not None:
+            item = pgd(config, trained.classifier, held_out, "pgd", config.epsilons[0], progress=progress)
+            results.measure(record, f"{HELD_OUT}{item.name}", item.settings, item.compute)
+        for name, hook in (hooks or {}).items():
+            results.measure(record, name, {}, lambda hook=hook, model=trained.classifier: dict(hook(model, test)))  # type: ignore[misc]
+        network.network.to("cpu")
+    results.finish()
+    return results.values
+
+
+def kept_checkpoints(run: str | Path) -> list[Path]:
+    """Return a run's kept checkpoints in the order of training; raises CheckpointError when it kept none."""
+    folder = Path(run) / "checkpoints"
+    numbered = {}
+    for path in folder.glob("*.pt"):
+        if match := re.fullmatch(r"(?:step|epoch)_(\d+)", path.stem):
+            numbered[int(match[1])] = path
+    if not numbered:
+        raise CheckpointError(f"{run}: no kept checkpoints in {folder}; train with --run.keep_every N, or drop --every")
+    return [numbered[number] for number in sorted(numbered)]
+
+
+def with_data_of_run(config: EvaluationConfig, file: Path) -> EvaluationConfig:
+    """Fill in the data set from the run that a checkpoint lies in; raises ConfigError when none is known."""
+    section = run_config(file).get("data") or {}
+    name = config.data.name or section.get("name")
+    if name is None:
+        raise ConfigError(f"data.name: {file} lies in no run directory, so say which images: --data.name cifar10")
+    same = name == section.get("name")
+    size = config.data.image_size or (section.get("image_size") if same else None)
+    root = config.data.root or (section.get("root") if same else None) or "data"
+    return replace(config, data=replace(config.data, name=name, root=root, image_size=size))
+
+
+def images_of(config: EvaluationConfig) -> tuple[ImageDataset, ImageDataset]:
+    """Return the training images and the test images to measure on."""
+    data = config.data
+    options: dict[str, Any] = {"root": data.root, "download": data.download, "image_size": data.image_size}
+    train, test = (load_dataset(str(data.name), split, **options) for split in ("train", "test"))
+    require_alike(train, test)
+    return train, test_part(config, test)
+
+
+def held_out_slice(
+    config: EvaluationConfig, network: LoadedNetwork, train: ImageDataset
+) -> tuple[ImageDataset, ImageDataset]:
+    """Return (training images, held-out images); the slice is the one the run itself held out, where it did."""
+    section = network.run.get("validation") or {}
+    if "size" in section and not (network.run.get("data") or {}).get("max_images"):
+        return split_validation(train, int(section["size"]), derive_seed(int(network.run["seed"]), "split"))
+    return split_validation(train, round(config.data.validation_fraction * len(train)), config.seed)
+
+
+def with_unique_names(networks: list[LoadedNetwork]) -> list[LoadedNetwork]:
+    """Return the networks with a number behind every name that was taken already."""
+    seen: dict[str, int] = {}
+    renamed = []
+    for network in networks:
+        seen[network.name] = seen.get(network.name, 0) + 1
+        count = seen[network.name]
+        renamed.append(network if count == 1 else replace(network, name=f"{network.name} ({count})"))
+    return renamed
+
+
+def describe(network: LoadedNetwork) -> dict[str, Any]:
+    """Return what the report says about a network, as plain values."""
+    return {
+        "file": str(network.path),
+        "architecture": type(network.network).__name__,
+        "kind": network.kind,
+        "sha256": network.digest,
+        "epoch": network.epoch,
+    }
+
+
+def conditions_of(config: EvaluationConfig, every: bool) -> dict[str, Any]:
+    """Return what all measurements of a result file have in common."""
+    plain = to_dict(config)
+    plain["data"] = {name: value for name, value in plain["data"].items() if name not in ("root", "download")}
+    return {**{name: value for name, value in plain.items() if name not in FREE_KEYS}, "every": every}
