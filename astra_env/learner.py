@@ -15,7 +15,8 @@ from astra_env.data import BatchSampler, ImageDataset, label_fraction, load_data
 from astra_env.devices import resolve_device
 from astra_env.errors import CheckpointError, ConfigError
 from astra_env.models import TargetNetwork, load_official, target_resnet18
-from astra_env.objectives import OBJECTIVES, Losses
+from astra_env.models.folded import FoldedTarget
+from astra_env.objectives import OBJECTIVES
 from astra_env.optim import LARS, warmup_cosine
 from astra_env.report import StepReport
 from astra_env.rewards import RewardInputs, VersusFixed, make_reward
@@ -114,7 +115,8 @@ class ContrastiveLearner:
         reward = self._reward(views, strategy, attack)
         adversarial = views if attack is None else attack.adversarial
         losses = self.objective(self._training_features, views, adversarial)
-        learning_rate, gradient_norm = self.learning_rate, self._update(losses)
+        learning_rate, gradient_norm = self.learning_rate, self._differentiate(losses.total)
+        self._update(learning_rate)
         report = StepReport(
             step=self.step_count,
             learning_rate=learning_rate,
@@ -161,6 +163,9 @@ class ContrastiveLearner:
         load_official(self.target, load_checkpoint(path))
 
     def _attack(self, views: Tensor, strategy: AttackStrategy) -> AttackResult:
+        folded = None
+        if self.config.learner.fold_batchnorm:
+            folded = FoldedTarget(self.target, "adv", self.autocast or torch.float32)
         return contrastive_attack(
             self.target,
             views,
@@ -168,6 +173,7 @@ class ContrastiveLearner:
             generator=self.attack_generator,
             temperature=self.config.learner.temperature,
             autocast=self.autocast,
+            forward=folded,
         )
 
     def _reward(self, views: Tensor, strategy: AttackStrategy, attack: AttackResult | None) -> Tensor:
@@ -191,15 +197,16 @@ class ContrastiveLearner:
             features = self.target(views, branch=branch)
         return features.float()
 
-    def _update(self, losses: Losses) -> Tensor:
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate
+    def _differentiate(self, loss: Tensor) -> Tensor:
         self.optimizer.zero_grad(set_to_none=True)
-        losses.total.backward()
+        loss.backward()
         gradients = [p.grad for p in self.target.parameters() if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients)
+        return torch.nn.utils.get_total_norm(gradients)
+
+    def _update(self, learning_rate: float) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
         self.optimizer.step()
-        return norm
 
 
 def build_target(config: TargetConfig, seed: int, device: torch.device, channels_last: bool = False) -> TargetNetwork:

@@ -25,7 +25,7 @@ Variants:
   no_attack    clean contrastive training
   fixed        8/255, 5 steps of 2/255 for every view
   random       every view's attack drawn at random from the grids
-  paper        the published strategy network, REINFORCE and shared reward
+  paper        the published REINFORCE and shared reward (strategy network as narrow as the target)
   constant     the same with a reward that says nothing: the control
   learned      per-view credit, baseline, entropy bonus (the improved REINFORCE)
   cost_aware   the same, paying for every attack step
@@ -36,8 +36,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "no_attack": {"policy": "fixed", "policy_args": {}, "learner.objective": "simclr"},
     "fixed": {"policy": "fixed", "policy_args": {}},
     "random": {"policy": "random", "policy_args": {}},
-    "paper": {"policy": "reinforce", "policy_args": {"preset": "paper"}, "learner.reward": "astra"},
-    "constant": {"policy": "reinforce", "policy_args": {"preset": "paper"}, "learner.reward": "constant"},
+    "paper": {"policy": "reinforce", "policy_args": {"preset": "paper", "width": 16}, "learner.reward": "astra"},
+    "constant": {"policy": "reinforce", "policy_args": {"preset": "paper", "width": 16}, "learner.reward": "constant"},
     "learned": IMPROVED,
     "cost_aware": {**IMPROVED, "learner.reward": "cost_aware"},
 }

@@ -67,6 +67,7 @@ def contrastive_attack(
     temperature: float = 0.5,
     norm: str = "linf",
     autocast: torch.dtype | None = None,
+    forward: Callable[[Tensor], Tensor] | None = None,
     final_outputs: bool = True,
 ) -> AttackResult:
     """Do what :func:`contrastive_pgd` does and also return the features of the adversarial views.
@@ -74,19 +75,20 @@ def contrastive_attack(
     Args beyond those of :func:`contrastive_pgd`:
         autocast: run the encoder's forward and backward passes in this dtype; features, loss and perturbation stay
             in the views' dtype.
+        forward: how to compute features, when not by ``encoder(views, branch=branch)`` (a folded copy of it, say).
         final_outputs: whether to compute the final features.
     """
     ball = get_norm(norm)
     delta = init if init is not None else ball.uniform(views, START_RADIUS, generator)
 
-    def forward(images: Tensor) -> Tensor:
-        with torch.autocast(images.device.type, autocast, enabled=autocast is not None):
-            features = encoder(images, branch=branch)
+    def encode(images: Tensor) -> Tensor:
+        with torch.autocast(images.device.type, autocast, enabled=autocast is not None and forward is None):
+            features = encoder(images, branch=branch) if forward is None else forward(images)
         return features.to(images.dtype)
 
     with frozen(encoder):
         return perturb(
-            forward, views, strategy, Contrastive(temperature), norm=ball, delta=delta, final_outputs=final_outputs
+            encode, views, strategy, Contrastive(temperature), norm=ball, delta=delta, final_outputs=final_outputs
         )
 
 
