@@ -87,7 +87,7 @@ def finetune(
     first = state.restore()
     for epoch in tqdm(range(first, epochs), "fine-tuning", epochs, unit="epoch", initial=first, disable=not progress):
         for images, labels in shuffled_batches(train, batch_size, place, generator, augment=augment):
-            adversarial = _trades_attack(classifier, images, labels, budget, generator)
+            adversarial = trades_attack(classifier, images, labels, budget, generator)
             classifier.train()
             loss = trades_two_branches(classifier, images, adversarial, labels, beta)
             if not bool(torch.isfinite(loss)):
@@ -114,9 +114,13 @@ def trades_two_branches(
     return F.cross_entropy(clean, labels) + beta * divergence
 
 
-def _trades_attack(
+def trades_attack(
     classifier: EncoderClassifier, images: Tensor, labels: Tensor, attack: TrainingAttack, generator: torch.Generator
 ) -> Tensor:
+    """Return images (N, 3, H, W) whose adv-branch prediction is far from the clean branch's on the original.
+
+    Starts at the image plus .001 * N(0, 1) and ascends the divergence in eval mode (TRADES).
+    """
     with frozen(classifier), torch.no_grad():
         clean_logits = classifier(images, "clean")
     start = START_SCALE * torch.randn(images.shape, generator=generator, device=generator.device).to(images)

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from astra_env.checkpoint import load_checkpoint
 from astra_env.data import label_fraction
 from astra_env.errors import CheckpointError, DataError, InputError
 from astra_env.evaluation import (
@@ -16,7 +17,7 @@ from astra_env.evaluation import (
     probe,
     robust_accuracy,
 )
-from astra_env.evaluation.finetuning import trades_two_branches
+from astra_env.evaluation.finetuning import trades_attack, trades_two_branches
 from astra_env.models import TargetNetwork
 
 NO_ATTACK = TrainingAttack(epsilon=0, step_size=0, steps=0)
@@ -168,3 +169,39 @@ def test_fine_tuning_that_was_broken_off_continues_exactly(target, digits, tmp_p
     assert unchanged(rest, snapshot(whole))
     with pytest.raises(CheckpointError, match="other settings"):
         finetune(target, train, state_path=tmp_path / "aff.pt", **{**settings, "learning_rate": 0.1})
+
+
+def test_fine_tuning_lowers_the_learning_rate_at_60_and_80_percent(target, digits, tmp_path):
+    train = digits[0].subset(torch.arange(32))
+    settings = {"epochs": 5, "batch_size": 32, "attack": TrainingAttack(steps=1), "learning_rate": 0.05}
+    target.__class__ = _Breaks
+    rates = []
+    for done in (2, 3):
+        _Breaks.calls = 4 * done + 1  # clean logits, one attack step, two losses an epoch
+        with pytest.raises(KeyboardInterrupt):
+            finetune(target, train, state_path=tmp_path / f"{done}.pt", **settings)
+        state = load_checkpoint(tmp_path / f"{done}.pt")
+        rates.append((state["epoch"], state["schedule"]["_last_lr"][0]))
+    _Breaks.calls = 10**9
+    finetune(target, train, state_path=tmp_path / "5.pt", **settings)
+    rates.append((5, load_checkpoint(tmp_path / "5.pt")["schedule"]["_last_lr"][0]))
+    assert rates == [(2, pytest.approx(0.05)), (3, pytest.approx(0.005)), (5, pytest.approx(0.0005))]
+
+
+def test_the_fine_tuning_attack_drives_the_branches_apart_within_its_radius(target, digits):
+    classifier = EncoderClassifier(target, 10)
+    nn.init.normal_(classifier.head.weight, generator=torch.Generator().manual_seed(0))
+    images, labels = digits[0].images[:16].float() / 255, digits[0].labels[:16]
+
+    def divergence(adversarial):
+        with torch.no_grad():
+            classifier.eval()
+            return float(trades_two_branches(classifier, images, adversarial, labels, 1.0))
+
+    budget = TrainingAttack(epsilon=32 / 255, step_size=8 / 255, steps=5)
+    adversarial = trades_attack(classifier, images, labels, budget, torch.Generator().manual_seed(0))
+    assert divergence(adversarial) > divergence(images) + 1e-3
+    assert float((adversarial - images).abs().max()) == pytest.approx(32 / 255, abs=1e-6)
+    still = trades_attack(classifier, images, labels, TrainingAttack(steps=0), torch.Generator().manual_seed(0))
+    inside = (still > 0) & (still < 1)
+    assert 0 < float((still - images)[inside].std()) < 0.002

@@ -10,16 +10,20 @@ from torch import nn
 
 from astra_env.checkpoint import save_checkpoint
 from astra_env.errors import CheckpointError
-from astra_env.evaluation.loading import load_network
+from astra_env.evaluation.loading import load_network, network_for
 from astra_env.models import (
     IMAGENET_MEAN,
     IMAGENET_STD,
+    PreActResNet,
+    ResNet,
+    WideResNet,
     bottleneck_resnet26,
     preact_resnet18,
     resnet18,
     target_resnet18,
     wide_resnet,
 )
+from astra_env.models.interop import weights_of
 
 TINY = {"width": 4, "blocks": (1, 2, 1), "feature_dim": 6, "hidden_dim": 8}
 IMAGES = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -87,6 +91,25 @@ def test_official_target_checkpoints_load_with_and_without_their_projection_head
     loaded = load_network(tmp_path / "model.pt")
     with torch.no_grad():
         assert torch.equal(loaded.network.embed(IMAGES, "adv"), network.eval().embed(IMAGES, "adv"))
+
+
+@pytest.mark.parametrize(
+    ("official", "built"),
+    [
+        ("benchmarks_resnet18", ResNet),
+        ("benchmarks_pre_resnet18", PreActResNet),
+        ("sotas_PreActResNet18", PreActResNet),
+        ("sotas_WideResNet34_10", WideResNet),
+        ("benchmarks_wrn2810", WideResNet),
+    ],
+)
+def test_official_supervised_networks_are_recognised_by_their_names(golden_keys, tmp_path, official, built):
+    state = {name: torch.full(tuple(shape), 0.5) for name, shape in golden_keys[official].items()}
+    network = network_for(weights_of({"state_dict": state}), tmp_path)
+    assert isinstance(network, built)
+    loaded = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+    assert len(loaded) == len(state)
+    assert all(bool((tensor == 0.5).all()) for name, tensor in network.state_dict().items() if "num_b" not in name)
 
 
 @pytest.mark.parametrize("headless", [False, True])

@@ -9,6 +9,7 @@ from torch import nn
 
 from astra_env.errors import DataError, InputError
 from astra_env.evaluation import Accuracy, clean_accuracy, noise_curve, path_curve, radius_curve, robust_accuracy
+from astra_env.evaluation.batches import take
 
 EPSILON = 40 / 255
 
@@ -79,10 +80,15 @@ def test_measuring_leaves_the_global_random_state_alone(small_net, digits):
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
-def test_max_images_draws_from_the_whole_set(small_net, digits):
-    accuracy = clean_accuracy(small_net, digits[1], max_images=50)
-    assert accuracy.total == 50
-    assert accuracy != clean_accuracy(small_net, digits[1].subset(torch.arange(50))) or accuracy.correct == 50
+def test_max_images_draws_from_the_whole_set_without_repeating(digits):
+    part = take(digits[1], 50)
+    assert len(part) == 50
+    rows = [int((digits[1].images == image).flatten(1).all(1).nonzero()[0, 0]) for image in part.images]
+    assert rows == sorted(set(rows))
+    assert rows[-1] > 300
+    assert torch.equal(part.labels, digits[1].labels[rows])
+    assert not torch.equal(take(digits[1], 50, seed=1).images, part.images)
+    assert take(digits[1], 10**6) is digits[1]
 
 
 @pytest.mark.parametrize(
