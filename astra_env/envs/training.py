@@ -75,7 +75,7 @@ class TrainingEnv:
             "target": learner.pop("target"),
             "learner": learner,
             "seed": self._seed,
-            "random": _random_state(self.np_random),
+            "random": random_state(self.np_random),
             "over": self.over,
             "diverged": self.diverged,
             "episode": copy.deepcopy(self._episode_state()),
@@ -92,7 +92,7 @@ class TrainingEnv:
             if self._learner is None or self._seed != int(state["seed"]):
                 self._build(int(state["seed"]))
             self.learner.load_state_dict({**state["learner"], "target": state["target"]})
-            _set_random_state(self.np_random, state["random"])
+            set_random_state(self.np_random, state["random"])
             self.over, self.diverged = bool(state["over"]), bool(state["diverged"])
             self._load_episode_state(state["episode"])
         except (KeyError, TypeError, AttributeError) as error:
@@ -175,7 +175,7 @@ def _checked_options(options: Mapping[str, Any] | None) -> Mapping[str, Any]:
     return options
 
 
-def _random_state(random: np.random.Generator) -> dict[str, str]:
+def random_state(random: np.random.Generator) -> dict[str, str]:
     """Return a PCG64 generator's state; as text, because its numbers have 128 bits."""
     state: Any = random.bit_generator.state
     # Half of a 64-bit draw may wait for the next 32-bit one, so it belongs to the state.
@@ -183,8 +183,8 @@ def _random_state(random: np.random.Generator) -> dict[str, str]:
     return {**{name: str(value) for name, value in state["state"].items()}, **waiting}
 
 
-def _set_random_state(random: np.random.Generator, state: Mapping[str, str]) -> None:
-    """Continue where :func:`_random_state` was taken."""
+def set_random_state(random: np.random.Generator, state: Mapping[str, str]) -> None:
+    """Continue where :func:`random_state` was taken."""
     numbers = {name: int(value) for name, value in state.items()}
     random.bit_generator.state = {
         "bit_generator": "PCG64",

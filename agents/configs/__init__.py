@@ -1,0 +1,1 @@
+"""Presets of train_sb3.py."""

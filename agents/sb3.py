@@ -1,0 +1,281 @@
+"""Stable-Baselines3 in the environments of this package: VecEnv adapter, feature extractor, model factory.
+
+The only module that imports stable_baselines3 and sb3_contrib.
+"""
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from gymnasium.vector import AutoresetMode
+from stable_baselines3 import A2C, DQN, PPO, SAC, TD3
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecMonitor
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvStepReturn
+from torch import Tensor
+
+from agents.sb3_config import ACTION_WRAPPERS, AgentConfig
+from astra_env.envs import AttackStrategyEnv, BoxStrategy, DiscreteStrategy, InstanceAttackStrategyVectorEnv
+from astra_env.errors import ConfigError, InputError
+from astra_env.models.resnet import BasicBlock, ResNetTrunk
+from astra_env.strategy import PARAMETERS
+
+ALGORITHMS: dict[str, type[BaseAlgorithm]] = {"ppo": PPO, "a2c": A2C, "dqn": DQN, "sac": SAC, "td3": TD3}
+BATCH_SIZE = 256
+
+INSTANCE_DEFAULTS: dict[str, dict[str, Any]] = {
+    "ppo": {"n_steps": 4, "n_epochs": 2, "learning_rate": 1e-3, "ent_coef": 0.01, "gamma": 0.0, "gae_lambda": 1.0},
+    "a2c": {"n_steps": 1, "learning_rate": 1e-3, "ent_coef": 0.01, "gamma": 0.0, "normalize_advantage": True},
+    "trpo": {"n_steps": 4, "gamma": 0.0, "gae_lambda": 1.0},
+    "recurrent_ppo": {"n_steps": 4, "n_epochs": 2, "learning_rate": 1e-3, "ent_coef": 0.01, "gamma": 0.0},
+}
+"""One attack hardly changes the views to come, so a view is a bandit: gamma 0, and short rollouts."""
+
+CHUNK_DEFAULTS: dict[str, dict[str, Any]] = {
+    "ppo": {"n_steps": 16, "n_epochs": 10, "learning_rate": 1e-3, "ent_coef": 0.01, "gamma": 0.9},
+    "a2c": {"n_steps": 4, "learning_rate": 1e-3, "ent_coef": 0.01, "gamma": 0.9},
+    "trpo": {"n_steps": 16, "gamma": 0.9},
+    "recurrent_ppo": {"n_steps": 16, "n_epochs": 10, "learning_rate": 1e-3, "ent_coef": 0.01, "gamma": 0.9},
+    "dqn": {"buffer_size": 10_000, "learning_starts": 32, "train_freq": 1, "learning_rate": 1e-3, "gamma": 0.9},
+    "sac": {"buffer_size": 10_000, "learning_starts": 32, "gamma": 0.9},
+    "td3": {"buffer_size": 10_000, "learning_starts": 32, "gamma": 0.9},
+}
+"""Episodes have tens of steps, each as expensive as a chunk of training."""
+
+
+class InstanceVecEnv(VecEnv):
+    """Shows InstanceAttackStrategy-v0 to Stable-Baselines3 as the VecEnv that it is.
+
+    All views share one environment, so ``get_attr``, ``set_attr`` and ``env_method`` act on it once and report the
+    outcome for every view asked for; of per-view seeds and options the first one counts.
+
+    Args:
+        env: the vector environment, in same-step autoreset mode.
+
+    Raises:
+        ConfigError: for another autoreset mode, which Stable-Baselines3 does not know.
+    """
+
+    def __init__(self, env: InstanceAttackStrategyVectorEnv) -> None:
+        if env.metadata.get("autoreset_mode") is not AutoresetMode.SAME_STEP:
+            raise ConfigError("autoreset_mode: Stable-Baselines3 needs 'same_step'")
+        self.env = env
+        self._actions = np.zeros((env.num_envs, 3), dtype=np.int64)
+        super().__init__(env.num_envs, env.single_observation_space, env.single_action_space)
+
+    def reset(self) -> np.ndarray:
+        """Start an episode with the seed and options given before; returns uint8 (N, 3, H, W)."""
+        observation, info = self.env.reset(seed=self._seeds[0], options=self._options[0] or None)
+        self.reset_infos = _per_view(info, self.num_envs)
+        self._reset_seeds()
+        self._reset_options()
+        return observation
+
+    def step_async(self, actions: np.ndarray) -> None:
+        """Remember the actions (N, 3)."""
+        self._actions = actions
+
+    def step_wait(self) -> VecEnvStepReturn:
+        """Take the step; a finished view's info holds ``terminal_observation`` and ``TimeLimit.truncated``."""
+        observation, rewards, terminated, truncated, info = self.env.step(self._actions)
+        dones = terminated | truncated
+        infos = _per_view(info.get("final_info", info), self.num_envs)
+        for entry, cut in zip(infos, (truncated & ~terminated).tolist(), strict=True):
+            entry["TimeLimit.truncated"] = cut
+        if dones.all():
+            self.reset_infos = _per_view({"step": info["step"]}, self.num_envs)
+            for entry, final in zip(infos, info["final_obs"], strict=True):
+                entry["terminal_observation"] = final
+        return observation, rewards.astype(np.float32), dones, infos
+
+    def close(self) -> None:
+        """Release the environment."""
+        self.env.close()
+
+    def get_images(self) -> list[np.ndarray | None]:
+        """Return the one figure of the training; it is the same for every view."""
+        frames = self.env.render()
+        return [None if frames is None else frames[0]]
+
+    def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
+        """Return the attribute of the shared environment, once per view asked for."""
+        return [getattr(self.env, attr_name)] * self._count(indices)
+
+    def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
+        """Set an attribute of the shared environment; it applies to every view, whichever are named."""
+        setattr(self.env, attr_name, value)
+
+    def env_method(
+        self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **method_kwargs: Any
+    ) -> list[Any]:
+        """Call a method of the shared environment once; returns its result once per view asked for."""
+        return [getattr(self.env, method_name)(*method_args, **method_kwargs)] * self._count(indices)
+
+    def env_is_wrapped(self, wrapper_class: type[gym.Wrapper], indices: VecEnvIndices = None) -> list[bool]:
+        """Views have no wrappers of their own."""
+        return [False] * self._count(indices)
+
+    def _count(self, indices: VecEnvIndices) -> int:
+        named: Iterable[int] = self._get_indices(indices)
+        return len(list(named))
+
+
+class ResNetExtractor(BaseFeaturesExtractor):
+    """A ResNet with GroupNorm on views of any size; Stable-Baselines3's NatureCNN fails below 36 pixels.
+
+    GroupNorm, because rollouts and updates show the network batches of different make-up.
+
+    Args:
+        observation_space: Box (3, H, W).
+        width: channels of the first stage.
+        blocks: residual blocks of the stages.
+    """
+
+    def __init__(self, observation_space: gym.spaces.Box, width: int = 16, blocks: tuple[int, ...] = (2, 2, 2, 2)):
+        super().__init__(observation_space, features_dim=width * 2 ** (len(blocks) - 1))
+        self.trunk = ResNetTrunk(BasicBlock, width, tuple(blocks), norm="group")
+
+    def forward(self, observations: Tensor) -> Tensor:
+        """Views (N, 3, H, W) in [0, 1] -> features (N, features_dim)."""
+        return self.trunk.embed(observations)
+
+
+class RolloutCallback(BaseCallback):
+    """Calls ``between`` whenever no rollout is under way, the moment at which model and environment fit together.
+
+    Args:
+        between: called with the mean reward and the information of the rollout before, empty at first; returns
+            whether to go on.
+    """
+
+    def __init__(self, between: Callable[[dict[str, float]], bool]) -> None:
+        super().__init__()
+        self.between = between
+        self.go_on = True
+        self._rewards: list[float] = []
+        self._scalars: list[dict[str, float]] = []
+
+    def _on_rollout_start(self) -> None:
+        self.go_on = self.between(self._summary())
+        self._rewards, self._scalars = [], []
+
+    def _on_step(self) -> bool:
+        self._rewards.append(float(np.mean(self.locals["rewards"])))
+        info = self.locals["infos"][0]
+        self._scalars.append({n: v for n, v in info.items() if isinstance(v, float) and n not in PARAMETERS})
+        return self.go_on
+
+    def _summary(self) -> dict[str, float]:
+        if not self._rewards:
+            return {}
+        learning = {name: value for name, value in self.logger.name_to_value.items() if name.startswith("train/")}
+        names = set.intersection(*(set(entry) for entry in self._scalars))
+        means = {f"env/{name}": float(np.mean([entry[name] for entry in self._scalars])) for name in sorted(names)}
+        return {"reward": float(np.mean(self._rewards)), **means, **{k: float(v) for k, v in learning.items()}}
+
+
+def make_single_env(config: AgentConfig, render_mode: str | None = None) -> gym.Env[Any, Any]:
+    """Return AttackStrategy-v0 with the action space that ``config.algo`` takes."""
+    env: gym.Env[Any, Any] = AttackStrategyEnv(config.experiment, config.overrides, render_mode)
+    wrapper = ACTION_WRAPPERS.get(config.algo)
+    if wrapper is not None:
+        env = DiscreteStrategy(env) if wrapper == "discrete" else BoxStrategy(env)
+    return env
+
+
+def make_instance_env(config: AgentConfig, **arguments: Any) -> InstanceAttackStrategyVectorEnv:
+    """Return InstanceAttackStrategy-v0 for ``config``; ``arguments`` are further ones of the environment."""
+    return InstanceAttackStrategyVectorEnv(config.num_envs, config.experiment, config.overrides, **arguments)
+
+
+def make_vec_env(config: AgentConfig) -> VecEnv:
+    """Return the environment of ``config`` as a VecEnv that keeps episode statistics."""
+    if config.env == "instance":
+        return VecMonitor(InstanceVecEnv(make_instance_env(config)))
+    return VecMonitor(DummyVecEnv([lambda: make_single_env(config)] * (config.num_envs or 1)))
+
+
+def make_model(algo: str, env: VecEnv, config: AgentConfig | None = None) -> BaseAlgorithm:
+    """Build an agent with defaults that suit ``env``.
+
+    Args:
+        algo: "ppo", "a2c", "dqn", "sac", "td3", "trpo" or "recurrent_ppo".
+        env: what :func:`make_vec_env` returns, or any VecEnv with the same spaces.
+        config: seed, device, feature extractor and hyperparameters.
+
+    Raises:
+        ConfigError: for an unknown algorithm, one that does not fit the action space, or unknown hyperparameters.
+    """
+    config = config if config is not None else AgentConfig(algo=algo)
+    images = len(env.observation_space.shape or ()) == 3
+    settings = dict((INSTANCE_DEFAULTS if images else CHUNK_DEFAULTS).get(algo, {}))
+    policy = "CnnPolicy" if images else "MlpPolicy"
+    if images:
+        extractor = {"width": config.width, "blocks": tuple(config.blocks)}
+        settings["policy_kwargs"] = {
+            "features_extractor_class": ResNetExtractor,
+            "features_extractor_kwargs": extractor,
+            "net_arch": [],
+        }
+    settings |= {
+        **config.hyperparameters,
+        "policy_kwargs": {**settings.get("policy_kwargs", {}), **config.hyperparameters.get("policy_kwargs", {})},
+    }
+    if algo in ("ppo", "trpo", "recurrent_ppo") and "batch_size" not in settings:
+        settings["batch_size"] = _divisor(settings["n_steps"] * env.num_envs, BATCH_SIZE)
+    if algo == "recurrent_ppo":
+        policy = policy.replace("Policy", "LstmPolicy")
+    try:
+        return algorithm(algo)(policy, env, seed=config.seed, device=config.device, **settings)  # type: ignore[arg-type]
+    except TypeError as error:
+        raise ConfigError(f"hyperparameters: {error} (algo {algo!r})") from error
+    except AssertionError as error:
+        raise ConfigError(f"algo: {algo} does not fit the environment: {error}") from error
+
+
+def algorithm(name: str) -> type[BaseAlgorithm]:
+    """Return the class of an algorithm by name; raises ConfigError when it is unknown or not installed."""
+    if name in ALGORITHMS:
+        return ALGORITHMS[name]
+    try:
+        from sb3_contrib import TRPO, RecurrentPPO
+    except ImportError as error:
+        raise ConfigError(f"algo: {name} is part of sb3-contrib; pip install 'astra-env[zoo]'") from error
+    contributed: dict[str, type[BaseAlgorithm]] = {"trpo": TRPO, "recurrent_ppo": RecurrentPPO}
+    if name not in contributed:
+        raise ConfigError(f"algo: expected one of {', '.join([*ALGORITHMS, *contributed])}, got {name!r}")
+    return contributed[name]
+
+
+def trained(path: str, algo: str = "ppo", device: torch.device | str = "cpu") -> BaseAlgorithm:
+    """Load a saved agent as a policy: ``agents.make("agents.sb3:trained", path="run/model.zip")``.
+
+    Stable-Baselines3's files hold pickled Python objects: load only files you trust.
+    """
+    try:
+        return algorithm(algo).load(path, device=device)
+    except (OSError, ValueError) as error:
+        raise InputError(f"path: cannot load a {algo} agent from {path!r} ({error})") from error
+
+
+def _per_view(info: dict[str, Any], count: int) -> list[dict[str, Any]]:
+    """Turn a vector environment's information into one dictionary per view."""
+    names = [name for name in info if not name.startswith(("_", "final_"))]
+    if not names:
+        return [{} for _ in range(count)]
+    columns = [np.asarray(info[name]).tolist() for name in names]
+    return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
+
+
+def _divisor(number: int, limit: int) -> int:
+    """Return the largest divisor of ``number`` that is at most ``limit``: whole minibatches of a rollout."""
+    best = 1
+    for candidate in range(1, math.isqrt(number) + 1):
+        if number % candidate == 0:
+            best = max([best, *(size for size in (candidate, number // candidate) if size <= limit)])
+    return best
