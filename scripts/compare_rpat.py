@@ -10,7 +10,6 @@ under --out is written anew after every run.
 import argparse
 import json
 import math
-import platform
 import statistics
 import sys
 import time
@@ -18,9 +17,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-import torch
 
 from astra_env.checkpoint import write_atomically
 from astra_env.command_line import run_main
@@ -30,6 +26,7 @@ from astra_env.interrupts import GracefulStop
 from astra_env.plotting.perception import TradeoffPoint, plot_tradeoff
 from astra_env.plotting.style import save
 from rpat import Trainer
+from rpat.cost import machine
 
 METHODS = ("pgd_at", "trades", "mart", "consistency", "rebat")
 METRICS = {"clean": "clean", "pgd_20": "PGD-20", "autoattack_quick": "AutoAttack-quick"}
@@ -117,6 +114,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                     if file.exists():
                         continue
                     if stop.requested or time.monotonic() > deadline:
+                        write_report(options, suite, load_results(runs))
                         return stop.exit_status
                     result = run_once(suite, method, perception, seed, options.root)
                     file.parent.mkdir(parents=True, exist_ok=True)
@@ -176,13 +174,7 @@ def write_report(options: argparse.Namespace, suite: Suite, results: list[dict[s
         "command": f"python scripts/compare_rpat.py --suite {options.suite} --seeds {options.seeds}",
         "settings": {**EQUAL, **suite.overrides},
         "images": {"clean_and_pgd": suite.tested, "autoattack": suite.attacked},
-        "machine": {
-            "processor": platform.processor() or platform.machine(),
-            "threads": torch.get_num_threads(),
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "numpy": np.__version__,
-        },
+        "machine": machine(),
         "variants": variants,
         "differences": differences(results),
         "runs": results,
@@ -255,7 +247,13 @@ def _paired(pairs: list[tuple[float, float]]) -> dict[str, Any]:
 
 def table(report: dict[str, Any]) -> str:
     """Return the report as Markdown."""
+    images = report["images"]
     lines = [f"# {report['title']}", "", f"`{report['command']}`", ""]
+    lines += [
+        f"Accuracy in % ± standard deviation over seeds. Clean and PGD-20: {images['clean_and_pgd']} test images; "
+        f"AutoAttack-quick (the two APGD attacks): {images['autoattack']} of them, so it can exceed PGD-20.",
+        "",
+    ]
     lines += ["| variant | seeds | " + " | ".join(METRICS.values()) + " | training (s) |"]
     lines += ["|---|---|" + "---|" * (len(METRICS) + 1)]
     for name, values in report["variants"].items():

@@ -141,7 +141,7 @@ class Method:
 
     Attributes:
         views: augmented views of every image.
-        hard_labels: whether labels must be classes; CutMix gives probabilities.
+        hard_labels: whether every image must show one class, which CutMix undoes.
         needs_average: whether the loss uses the averaged network.
         defaults: the published settings.
     """
@@ -185,8 +185,6 @@ class Method:
             init=start,
             generator=step.generator,
             objective=objective,
-            # The network gets a view: FlopCounterMode cannot watch a module whose input is the differentiated leaf.
-            forward=lambda images: step.model(images.view_as(images)),
             autocast=step.autocast,
         )
 

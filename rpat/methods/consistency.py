@@ -22,6 +22,7 @@ class Consistency(Method):
     """
 
     views: ClassVar[int] = 2
+    hard_labels: ClassVar[bool] = True
     defaults: ClassVar[Defaults] = Defaults(epochs=200, autoaugment="second_half")
 
     def __init__(self, weight: float = 1.0, temperature: float = 0.5, views: int = 2) -> None:

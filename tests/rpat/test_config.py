@@ -82,6 +82,7 @@ def test_learning_rate_falls_at_the_milestones_of_both_lengths():
         ({"method": "rebat", "epochs": 100}, r"^ema.start_epoch: expected 0\.\.99 .* got 105, .*lower --ema"),
         ({"method": "rebat", "ema.enabled": False}, r"^ema.enabled: rebat learns .* set --ema.enabled true$"),
         ({"method": "mart", "augment.cutmix": True}, r"^augment.cutmix: mart needs one class per image"),
+        ({"method": "consistency", "augment.cutmix": True}, r"^augment.cutmix: consistency needs one class per image"),
         ({"rp_rate": 1.5}, r"^rp_rate: expected a share in \[0, 1\], got 1.5"),
         ({"rp_weight": -1.0}, r"^rp_weight: expected a finite number >= 0, got -1"),
         ({"optimizer.milestones": [9, 3]}, r"^optimizer.milestones: expected rising epochs >= 0, got \[9, 3\]"),

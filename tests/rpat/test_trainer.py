@@ -258,6 +258,24 @@ def test_command_line_tells_bad_input_in_one_line_and_exits_with_two(options, me
     assert error.count("\n") == 1
 
 
+def test_runs_meet_in_one_trade_off_figure(tmp_path):
+    from rpat.tradeoff import plot_runs, read_points
+
+    folders = [tmp_path / name for name in ("plain", "perceptive")]
+    for folder, perception in zip(folders, (False, True), strict=True):
+        summary = trainer(epochs=1, robust_perception=perception).fit(folder)
+    points = read_points(folders)
+    assert [(point.name, point.group, point.filled) for point in points] == [
+        ("plain", "pgd_at", False),
+        ("perceptive", "pgd_at", True),
+    ]
+    assert points[1].clean == summary["test"]["clean"]["accuracy"]
+    assert points[1].robust == summary["test"]["pgd_3"]["accuracy"]
+    assert plot_runs(folders, tmp_path / "figure.png").read_bytes()[:4] == b"\x89PNG"
+    with pytest.raises(DataError, match="holds no finished, tested run"):
+        read_points([tmp_path])
+
+
 def test_an_occupied_run_directory_is_not_overwritten(tmp_path):
     trainer(epochs=1, **{"ema.enabled": False}).fit(tmp_path)
     with pytest.raises(RunDirectoryError, match="already holds a run"):
