@@ -112,7 +112,7 @@ class ContrastiveLearner:
         views = self.views()
         strategy = _for_every_view(strategy, len(views), self.device)
         attack = self._attack(views, strategy) if self.objective.attacked else None
-        reward = self._reward(views, strategy, attack)
+        reward, reward_terms = self._reward(views, strategy, attack)
         adversarial = views if attack is None else attack.adversarial
         losses = self.objective(self._training_features, views, adversarial)
         learning_rate, gradient_norm = self.learning_rate, self._differentiate(losses.total)
@@ -122,7 +122,12 @@ class ContrastiveLearner:
             learning_rate=learning_rate,
             strategy=None if attack is None else strategy,
             reward=reward,
-            terms={"loss": losses.total.detach(), **_detached(losses.terms), "grad_norm": gradient_norm},
+            terms={
+                "loss": losses.total.detach(),
+                **_detached(losses.terms),
+                "grad_norm": gradient_norm,
+                **reward_terms,
+            },
             views=views,
             adversarial=adversarial,
         )
@@ -176,9 +181,11 @@ class ContrastiveLearner:
             forward=folded,
         )
 
-    def _reward(self, views: Tensor, strategy: AttackStrategy, attack: AttackResult | None) -> Tensor:
+    def _reward(
+        self, views: Tensor, strategy: AttackStrategy, attack: AttackResult | None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         if attack is None or attack.outputs is None:
-            return views.new_zeros(())
+            return views.new_zeros(()), {}
         reference = None
         if isinstance(self.reward, VersusFixed):
             fixed = self.reward.reference(len(views), self.device)
@@ -186,7 +193,8 @@ class ContrastiveLearner:
         with frozen(self.target), torch.no_grad():
             clean = self._features(views, "clean")
         temperature = self.config.learner.temperature
-        return self.reward(RewardInputs(clean, attack.outputs, strategy, temperature, reference))
+        inputs = RewardInputs(clean, attack.outputs, strategy, temperature, reference)
+        return self.reward(inputs), inputs.terms()
 
     def _training_features(self, views: Tensor, branch: str) -> Tensor:
         self.target.train()

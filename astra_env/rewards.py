@@ -38,6 +38,12 @@ class RewardInputs:
     temperature: float = 0.5
     reference_features: Tensor | None = None
 
+    def terms(self) -> dict[str, Tensor]:
+        """Return what rewards are made of, to be watched: the mean NT-Xent of each kind of features, as scalars."""
+        features = {"clean": self.clean_features, "adv": self.adv_features, "reference": self.reference_features}
+        present = {name: value for name, value in features.items() if value is not None}
+        return {f"reward_{name}_loss": nt_xent(value, self.temperature) for name, value in present.items()}
+
     def gain(self, over: Tensor, credit: str) -> Tensor:
         """Return (NT-Xent(adv) - NT-Xent(over)) / 3: a scalar for shared credit, (N,) for per-view credit."""
         reduction = "none" if credit == "per_view" else "mean"

@@ -51,7 +51,8 @@ class InstanceAttackStrategyVectorEnv(TrainingEnv, VectorEnv[np.ndarray, np.ndar
 
     ## Information
     As Gymnasium's own vector environments: arrays `(num_envs,)`, each with a mask `_name`. Per view `epsilon`, `steps`
-    and `step_size` of its attack; for all alike `step`, loss, its parts, gradient norm and mean reward.
+    and `step_size` of its attack; for all alike `step`, loss, its parts, gradient norm, mean reward and what it is made
+    of (`reward_clean_loss`, `reward_adv_loss`, `reward_reference_loss`).
 
     ## Arguments
     ```python

@@ -1,5 +1,4 @@
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -7,16 +6,16 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from tiny_envs import make_single
 
 from astra_env.checkpoint import save_checkpoint
 from astra_env.config import ExperimentConfig
 from astra_env.configuration import load_config
-from astra_env.envs import AttackStrategyEnv, BoxStrategy, DiscreteStrategy
+from astra_env.envs import BoxStrategy, DiscreteStrategy
 from astra_env.envs.observation import BOUNDS
 from astra_env.errors import CheckpointError, ConfigError, InputError
 from astra_env.learner import ContrastiveLearner
 
-Make = Callable[..., AttackStrategyEnv]
 ENTRY = {name: index for index, name in enumerate(BOUNDS)}
 ACTION = np.array([1, 2, 0])
 
@@ -25,7 +24,7 @@ def weights(env: Any) -> torch.Tensor:
     return torch.cat([value.flatten().double() for value in env.learner.target.state_dict().values()])
 
 
-def test_one_action_trains_a_chunk_under_that_attack(make_single: Make) -> None:
+def test_one_action_trains_a_chunk_under_that_attack() -> None:
     env = make_single(env__chunk_steps=3)
     env.reset(seed=5)
     _, reward, _, _, info = env.step(ACTION)
@@ -39,7 +38,7 @@ def test_one_action_trains_a_chunk_under_that_attack(make_single: Make) -> None:
     assert info["clean_loss"] == pytest.approx(np.mean([entry["clean_loss"] for entry in scalars]), rel=1e-6)
 
 
-def test_every_entry_of_the_observation_is_what_the_docstring_says(make_single: Make) -> None:
+def test_every_entry_of_the_observation_is_what_the_docstring_says() -> None:
     env = make_single()
     first, _ = env.reset(seed=0)
     assert first[ENTRY["progress"]] == 0
@@ -69,7 +68,7 @@ def test_every_entry_of_the_observation_is_what_the_docstring_says(make_single: 
         assert shown[ENTRY[name]] == pytest.approx(value, abs=1e-5), name
 
 
-def test_losses_are_one_for_uninformative_features(make_single: Make) -> None:
+def test_losses_are_one_for_uninformative_features() -> None:
     env = make_single()
     env.reset(seed=0)
     before = env.step(ACTION)[0]
@@ -78,7 +77,7 @@ def test_losses_are_one_for_uninformative_features(make_single: Make) -> None:
     assert 0.7 < before[ENTRY["mixed_loss"]] < 1.3
 
 
-def test_smoothed_entries_average_over_minibatches(make_single: Make) -> None:
+def test_smoothed_entries_average_over_minibatches() -> None:
     env = make_single(env__chunk_steps=1)
     env.reset(seed=0)
     smoothed = None
@@ -88,7 +87,7 @@ def test_smoothed_entries_average_over_minibatches(make_single: Make) -> None:
         assert observation[ENTRY["reward_smoothed"]] == pytest.approx(smoothed, abs=1e-6)
 
 
-def test_episode_terminates_exactly_at_the_budget_and_then_needs_a_reset(make_single: Make) -> None:
+def test_episode_terminates_exactly_at_the_budget_and_then_needs_a_reset() -> None:
     env = make_single(env__chunk_steps=5)
     env.reset(seed=0)
     outcomes = [env.step(ACTION) for _ in range(3)]
@@ -109,7 +108,7 @@ def test_time_limit_truncates_without_terminating() -> None:
 
 
 @pytest.mark.parametrize("action", [np.array([3, 0, 0]), np.array([0.0, 0, 0]), np.zeros((2, 3), int), -ACTION, 4])
-def test_invalid_actions_are_refused_and_train_nothing(make_single: Make, action: Any) -> None:
+def test_invalid_actions_are_refused_and_train_nothing(action: Any) -> None:
     env = make_single()
     env.reset(seed=0)
     with pytest.raises(InputError, match="action"):
@@ -117,7 +116,7 @@ def test_invalid_actions_are_refused_and_train_nothing(make_single: Make, action
     assert env.learner.step_count == 0
 
 
-def test_divergence_ends_the_episode_with_a_finite_penalty(make_single: Make) -> None:
+def test_divergence_ends_the_episode_with_a_finite_penalty() -> None:
     env = make_single(env__divergence_penalty=-3.0)
     env.reset(seed=0)
     env.step(ACTION)
@@ -132,7 +131,7 @@ def test_divergence_ends_the_episode_with_a_finite_penalty(make_single: Make) ->
     assert torch.isfinite(weights(env)).all()
 
 
-def test_divergence_is_never_continued(make_single: Make) -> None:
+def test_divergence_is_never_continued() -> None:
     env = make_single(env__reset_mode="continue")
     env.reset(seed=0)
     with torch.no_grad():
@@ -143,7 +142,7 @@ def test_divergence_is_never_continued(make_single: Make) -> None:
     assert env.learner.step_count == 0
 
 
-def test_seeded_resets_repeat_the_training_and_bare_ones_do_not(make_single: Make) -> None:
+def test_seeded_resets_repeat_the_training_and_bare_ones_do_not() -> None:
     env = make_single()
     runs = []
     for seed in (7, 7, None):
@@ -154,14 +153,14 @@ def test_seeded_resets_repeat_the_training_and_bare_ones_do_not(make_single: Mak
     assert not torch.equal(runs[0][1], runs[2][1])
 
 
-def test_first_bare_reset_uses_the_seed_of_the_configuration(make_single: Make) -> None:
+def test_first_bare_reset_uses_the_seed_of_the_configuration() -> None:
     bare, seeded = make_single(seed=11), make_single()
     bare.reset()
     seeded.reset(seed=11)
     assert torch.equal(weights(bare), weights(seeded))
 
 
-def test_continue_keeps_an_unfinished_training_and_gives_a_finished_one_a_new_budget(make_single: Make) -> None:
+def test_continue_keeps_an_unfinished_training_and_gives_a_finished_one_a_new_budget() -> None:
     env = make_single(env__reset_mode="continue", env__chunk_steps=6)
     env.reset(seed=0)
     env.step(ACTION)
@@ -179,7 +178,7 @@ def test_continue_keeps_an_unfinished_training_and_gives_a_finished_one_a_new_bu
     assert not torch.equal(weights(env), trained)
 
 
-def test_reset_with_a_checkpoint_starts_from_its_target_network(make_single: Make, tmp_path: Path) -> None:
+def test_reset_with_a_checkpoint_starts_from_its_target_network(tmp_path: Path) -> None:
     donor, env = make_single(), make_single()
     donor.reset(seed=1)
     donor.step(ACTION)
@@ -195,14 +194,14 @@ def test_reset_with_a_checkpoint_starts_from_its_target_network(make_single: Mak
         env.reset(options={"checkpiont": "x"})
 
 
-def test_configurations_are_checked_at_construction(make_single: Make) -> None:
+def test_configurations_are_checked_at_construction() -> None:
     with pytest.raises(ConfigError, match=r"env\.reset_mode"):
         make_single(env__reset_mode="again")
     with pytest.raises(ConfigError, match=r"env\.chunks"):
         make_single(env__chunks=3)
 
 
-def test_ansi_rendering_is_one_line_per_step(make_single: Make) -> None:
+def test_ansi_rendering_is_one_line_per_step() -> None:
     env = make_single(render_mode="ansi")
     env.reset(seed=0)
     _, reward, _, _, _ = env.step(ACTION)
@@ -212,7 +211,7 @@ def test_ansi_rendering_is_one_line_per_step(make_single: Make) -> None:
     assert "attack 8.0/255 in 3.0 steps of 2.0/255" in line
 
 
-def test_rgb_rendering_shows_the_training(make_single: Make) -> None:
+def test_rgb_rendering_shows_the_training() -> None:
     env = make_single(render_mode="rgb_array")
     env.reset(seed=0)
     empty = env.render()
@@ -236,7 +235,7 @@ def test_record_video_writes_a_file(tmp_path: Path) -> None:
     assert [path.suffix for path in tmp_path.iterdir()] == [".mp4"]
 
 
-def test_discrete_wrapper_reaches_every_attack_once(make_single: Make) -> None:
+def test_discrete_wrapper_reaches_every_attack_once() -> None:
     env = DiscreteStrategy(make_single())
     assert env.action_space.n == 3 * 3 * 2
     attacks = {tuple(env.action(number)) for number in range(18)}
@@ -248,7 +247,7 @@ def test_discrete_wrapper_reaches_every_attack_once(make_single: Make) -> None:
             env.action(wrong)
 
 
-def test_box_wrapper_cuts_the_interval_into_equal_pieces(make_single: Make) -> None:
+def test_box_wrapper_cuts_the_interval_into_equal_pieces() -> None:
     env = BoxStrategy(make_single())
     assert env.action(np.array([-1, -1, -1])).tolist() == [0, 0, 0]
     assert env.action(np.array([1, 1, 1])).tolist() == [2, 2, 1]

@@ -1,4 +1,3 @@
-from collections.abc import Callable
 from typing import Any
 
 import gymnasium as gym
@@ -7,6 +6,7 @@ import pytest
 import torch
 from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
+from tiny_envs import make_vector
 
 import agents
 from agents import Context
@@ -17,14 +17,12 @@ from astra_env.errors import ConfigError, InputError
 from astra_env.interaction import interact
 from astra_env.learner import ContrastiveLearner
 
-Make = Callable[..., InstanceAttackStrategyVectorEnv]
-
 
 def actions_for(env: Any, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, env.space.sizes, (env.num_envs, 3))
 
 
-def test_spaces_belong_together(make_vector: Make) -> None:
+def test_spaces_belong_together() -> None:
     env = make_vector(8)
     assert env.num_envs == 8
     assert env.single_observation_space == gym.spaces.Box(0, 255, (3, 8, 8), np.uint8)
@@ -36,12 +34,12 @@ def test_spaces_belong_together(make_vector: Make) -> None:
 
 
 @pytest.mark.parametrize("num_envs", [1, 2, 7, 0, -4])
-def test_num_envs_must_be_even_and_at_least_four(make_vector: Make, num_envs: int) -> None:
+def test_num_envs_must_be_even_and_at_least_four(num_envs: int) -> None:
     with pytest.raises(ConfigError, match="num_envs: expected an even integer >= 4"):
         make_vector(num_envs)
 
 
-def test_steps_return_the_promised_types_in_fresh_buffers(make_vector: Make) -> None:
+def test_steps_return_the_promised_types_in_fresh_buffers() -> None:
     env = make_vector()
     observation, info = env.reset(seed=0)
     kept = [observation]
@@ -58,7 +56,7 @@ def test_steps_return_the_promised_types_in_fresh_buffers(make_vector: Make) -> 
         kept.append(observation)
 
 
-def test_observation_is_the_minibatch_that_is_trained_on_next(make_vector: Make) -> None:
+def test_observation_is_the_minibatch_that_is_trained_on_next() -> None:
     env = make_vector()
     observation, _ = env.reset(seed=3)
     assert np.array_equal(observation, (env.learner.views() * 255).round().numpy().astype(np.uint8))
@@ -67,7 +65,7 @@ def test_observation_is_the_minibatch_that_is_trained_on_next(make_vector: Make)
     assert not np.array_equal(following, observation)
 
 
-def test_every_view_gets_its_own_attack_and_reward(make_vector: Make) -> None:
+def test_every_view_gets_its_own_attack_and_reward() -> None:
     env = make_vector()
     env.reset(seed=0)
     actions = np.tile([0, 0, 0], (8, 1))
@@ -79,7 +77,7 @@ def test_every_view_gets_its_own_attack_and_reward(make_vector: Make) -> None:
     assert not env.shared_reward
 
 
-def test_published_reward_is_shared(make_vector: Make) -> None:
+def test_published_reward_is_shared() -> None:
     env = make_vector(learner__reward="astra")
     env.reset(seed=0)
     rewards = env.step(actions_for(env))[1]
@@ -88,14 +86,24 @@ def test_published_reward_is_shared(make_vector: Make) -> None:
 
 
 @pytest.mark.parametrize("name", ["astra", "per_view", "vs_fixed", "cost_aware", "constant"])
-def test_every_reward_runs_in_the_environment(make_vector: Make, name: str) -> None:
+def test_info_holds_the_terms_that_a_reward_is_made_of(name: str) -> None:
     env = make_vector(learner__reward=name)
     env.reset(seed=0)
-    rewards = env.step(actions_for(env))[1]
-    assert np.isfinite(rewards).all()
+    _, rewards, _, _, info = env.step(actions_for(env))
+    adv, clean, steps = (info[term][0] for term in ("reward_adv_loss", "reward_clean_loss", "mean_steps"))
+    expected = {
+        "astra": (adv - clean) / 3,
+        "per_view": (adv - clean) / 3,
+        "cost_aware": (adv - clean) / 3 - 0.004 * steps,
+        "constant": 1.0,
+    }
+    if name == "vs_fixed":
+        expected[name] = (adv - info["reward_reference_loss"][0]) / 3
+    assert rewards.mean() == pytest.approx(expected[name], abs=1e-6)
+    assert ("reward_reference_loss" in info) == (name == "vs_fixed")
 
 
-def test_a_strong_attack_is_rewarded_above_none_and_above_a_weaker_fixed_one(make_vector: Make) -> None:
+def test_a_strong_attack_is_rewarded_above_none_and_above_a_weaker_fixed_one() -> None:
     strong = np.tile([2, 2, 1], (32, 1))
     rewards = {}
     for name in ("astra", "vs_fixed", "cost_aware"):
@@ -110,7 +118,7 @@ def test_a_strong_attack_is_rewarded_above_none_and_above_a_weaker_fixed_one(mak
     assert rewards["cost_aware"] < -250
 
 
-def test_same_step_autoreset_keeps_the_end_in_final_obs_and_final_info(make_vector: Make) -> None:
+def test_same_step_autoreset_keeps_the_end_in_final_obs_and_final_info() -> None:
     env = make_vector(learner__total_steps=2)
     env.reset(seed=0)
     _, _, terminated, _, info = env.step(actions_for(env))
@@ -130,7 +138,7 @@ def test_same_step_autoreset_keeps_the_end_in_final_obs_and_final_info(make_vect
 
 
 @pytest.mark.parametrize("mode", ["next_step", "NextStep", AutoresetMode.NEXT_STEP])
-def test_next_step_autoreset_ignores_one_step(make_vector: Make, mode: Any) -> None:
+def test_next_step_autoreset_ignores_one_step(mode: Any) -> None:
     env = make_vector(arguments={"autoreset_mode": mode}, learner__total_steps=1)
     assert env.metadata["autoreset_mode"] is AutoresetMode.NEXT_STEP
     env.reset(seed=0)
@@ -145,7 +153,7 @@ def test_next_step_autoreset_ignores_one_step(make_vector: Make, mode: Any) -> N
     assert not np.array_equal(observation, following)
 
 
-def test_unknown_autoreset_modes_are_refused(make_vector: Make) -> None:
+def test_unknown_autoreset_modes_are_refused() -> None:
     for mode in ("sometimes", AutoresetMode.DISABLED):
         with pytest.raises(ConfigError, match="autoreset_mode"):
             make_vector(arguments={"autoreset_mode": mode})
@@ -153,7 +161,7 @@ def test_unknown_autoreset_modes_are_refused(make_vector: Make) -> None:
         make_vector(env__autoreset_mode="sometimes")
 
 
-def test_episode_limit_truncates(make_vector: Make) -> None:
+def test_episode_limit_truncates() -> None:
     env = make_vector(arguments={"max_episode_steps": 2})
     env.reset(seed=0)
     env.step(actions_for(env))
@@ -164,7 +172,7 @@ def test_episode_limit_truncates(make_vector: Make) -> None:
     assert not env.step(actions_for(env))[3].any()
 
 
-def test_seeding_repeats_everything(make_vector: Make) -> None:
+def test_seeding_repeats_everything() -> None:
     runs = []
     for seed in (4, 4, 5):
         env = make_vector(learner__total_steps=3)
@@ -177,7 +185,7 @@ def test_seeding_repeats_everything(make_vector: Make) -> None:
     assert not np.array_equal(runs[0][1], runs[2][1])
 
 
-def test_divergence_ends_all_views_with_the_penalty(make_vector: Make) -> None:
+def test_divergence_ends_all_views_with_the_penalty() -> None:
     env = make_vector(env__divergence_penalty=-2.0)
     env.reset(seed=0)
     with torch.no_grad():
@@ -193,27 +201,27 @@ def test_divergence_ends_all_views_with_the_penalty(make_vector: Make) -> None:
 @pytest.mark.parametrize(
     "actions", [np.zeros((7, 3), int), np.zeros((8, 3)), np.full((8, 3), 9), np.zeros(3, int), np.full((8, 3), -1)]
 )
-def test_invalid_actions_are_refused(make_vector: Make, actions: np.ndarray) -> None:
+def test_invalid_actions_are_refused(actions: np.ndarray) -> None:
     env = make_vector()
     env.reset(seed=0)
     with pytest.raises(InputError, match="actions"):
         env.step(actions)
 
 
-def test_stepping_before_reset_is_refused(make_vector: Make) -> None:
+def test_stepping_before_reset_is_refused() -> None:
     env = make_vector()
     with pytest.raises(gym.error.ResetNeeded):
         env.step(actions_for(env))
 
 
-def test_views_are_reset_together_or_not_at_all(make_vector: Make) -> None:
+def test_views_are_reset_together_or_not_at_all() -> None:
     env = make_vector()
     env.reset(seed=0, options={"reset_mask": np.ones(8, dtype=bool)})
     with pytest.raises(InputError, match="reset_mask"):
         env.reset(options={"reset_mask": np.arange(8) < 4})
 
 
-def test_gymnasium_wrappers_work_around_it(make_vector: Make) -> None:
+def test_gymnasium_wrappers_work_around_it() -> None:
     env = gym.wrappers.vector.RecordEpisodeStatistics(make_vector(learner__total_steps=2))
     env.reset(seed=0)
     first = env.step(actions_for(env.unwrapped))[1]
@@ -222,7 +230,7 @@ def test_gymnasium_wrappers_work_around_it(make_vector: Make) -> None:
     assert info["episode"]["l"].tolist() == [2] * 8
 
 
-def test_rendering_gives_one_frame_per_view(make_vector: Make) -> None:
+def test_rendering_gives_one_frame_per_view() -> None:
     env = make_vector(arguments={"render_mode": "ansi"})
     env.reset(seed=0)
     env.step(actions_for(env))
