@@ -41,7 +41,7 @@ def main() -> int:
     out = Path(options["out"])
     from astra_env.evaluation.runner import evaluate
 
-    hooks = perception_hooks(config) if options["perception"] else {}
+    hooks = {"perception": perception_hook(config, out)} if options["perception"] else {}
     try:
         results = evaluate(
             config, options["checkpoints"], out, every=options["every"], hooks=hooks, progress=not options["quiet"]
@@ -63,20 +63,28 @@ def with_lists(arguments: Sequence[str]) -> list[str]:
     return separate
 
 
-def perception_hooks(config: EvaluationConfig) -> dict[str, Any]:
+def perception_hook(config: EvaluationConfig, out: Path) -> Any:
     """Return RPAT's perception analysis as a hook; raises ConfigError when this installation has none."""
     try:
-        from rpat.perception import analyse
+        from rpat.perception import analyse, write_perception
     except ImportError as error:
-        raise ConfigError(
-            f"perception: the package rpat cannot be imported ({error}); install all of astra-env"
-        ) from error
+        raise ConfigError(f"perception: rpat.perception cannot be imported ({error}); install astra-env") from error
 
-    def analysis(model: Any, test: Any) -> dict[str, Any]:
-        found = analyse(model, test, epsilon=config.epsilons[0], steps=config.attack.steps, seed=config.seed)
-        return dict(found.as_dict())
+    def analysis(name: str, model: Any, test: Any) -> dict[str, Any]:
+        found = analyse(
+            model,
+            test,
+            epsilon=config.epsilons[0],
+            steps=config.attack.steps,
+            step_size=config.step_size,
+            norm=config.attack.norm,
+            batch_size=config.attack.batch_size,
+            seed=config.seed,
+        )
+        write_perception(found, out / "perception" / name.replace("/", "_"), title=name)
+        return found.as_dict()
 
-    return {"perception": analysis}
+    return analysis
 
 
 def write_report(results: Mapping[str, Any], out: Path) -> str:

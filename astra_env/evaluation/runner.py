@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,9 @@ from astra_env.evaluation.report import HELD_OUT
 from astra_env.evaluation.results import ResultFile
 from astra_env.seeding import derive_seed
 
-Hook = Callable[[nn.Module, ImageDataset], Mapping[str, Any]]
-"""A further analysis: maps a classifier (images in [0, 1] -> logits) and the test images to plain values."""
+Hook = Callable[[str, nn.Module, ImageDataset], Mapping[str, Any]]
+"""A further analysis: maps a network's name, its classifier (images in [0, 1] -> logits) and the test images to plain
+values."""
 
 FREE_KEYS = ("attacks", "curves", "corruptions", "device", "attack")
 """Parts of the configuration that only say what is measured: each measurement carries its own settings."""
@@ -80,7 +82,8 @@ def evaluate(
             item = pgd(config, trained.classifier, held_out, "pgd", config.epsilons[0], progress=progress)
             results.measure(record, f"{HELD_OUT}{item.name}", item.settings, item.compute)
         for name, hook in (hooks or {}).items():
-            results.measure(record, name, {}, lambda hook=hook, model=trained.classifier: dict(hook(model, test)))  # type: ignore[misc]
+            analysis = partial(hook, network.name, trained.classifier, test)
+            results.measure(record, name, to_dict(config.attack), lambda analysis=analysis: dict(analysis()))  # type: ignore[misc]
         network.network.to("cpu")
     results.finish()
     return results.values

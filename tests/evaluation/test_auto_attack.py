@@ -85,7 +85,8 @@ class _Breaks(nn.Module):
 def test_a_broken_off_run_continues_to_the_same_examples(small_net, sample, tmp_path):
     _, images, labels = sample
     settings = {"epsilon": EPSILON, "version": "quick", "batch_size": 16}
-    whole = autoattack(_Breaks(small_net, 10**9), images, labels, **settings)
+    unbroken = _Breaks(small_net, 10**9)
+    whole = autoattack(unbroken, images, labels, **settings)
     breaking = _Breaks(small_net, 150)
     with pytest.raises(KeyboardInterrupt):
         autoattack(breaking, images, labels, state_path=tmp_path / "aa.pt", **settings)
@@ -94,6 +95,7 @@ def test_a_broken_off_run_continues_to_the_same_examples(small_net, sample, tmp_
     rest = autoattack(counting, images, labels, state_path=tmp_path / "aa.pt", **settings)
     assert torch.equal(rest.adversarial, whole.adversarial)
     assert rest.after == whole.after
+    assert counting.calls - unbroken.calls > 80
     again = _Breaks(small_net, 10)  # only the adapter's own look at the class count
     assert autoattack(again, images, labels, state_path=tmp_path / "aa.pt", **settings).robust == whole.robust
 

@@ -10,6 +10,7 @@ from torch import nn
 from astra_env.errors import DataError, InputError
 from astra_env.evaluation import Accuracy, clean_accuracy, noise_curve, path_curve, radius_curve, robust_accuracy
 from astra_env.evaluation.batches import take
+from astra_env.evaluation.robustness import pgd_attack
 
 EPSILON = 40 / 255
 
@@ -53,11 +54,17 @@ def test_the_batch_size_makes_no_difference(small_net, digits):
     assert len(counts) == 1
 
 
-def test_restarts_only_ever_lower_the_accuracy_and_contain_the_first(small_net, digits):
-    def correct(restarts):
-        return robust_accuracy(small_net, digits[1], epsilon=EPSILON, steps=2, restarts=restarts).correct
-
-    assert correct(4) < correct(1)
+def test_an_image_counts_only_when_it_withstands_every_restart(small_net, digits):
+    test = digits[1]
+    images = test.images.float() / 255
+    withstood = torch.ones(len(test), dtype=torch.bool)
+    for seed in range(7, 10):
+        attacked = pgd_attack(small_net, epsilon=EPSILON, steps=1, seed=seed)(images, test.labels)
+        with torch.no_grad():
+            withstood &= small_net(attacked).argmax(1) == test.labels
+    options = {"epsilon": EPSILON, "steps": 1, "batch_size": len(test), "seed": 7}
+    assert robust_accuracy(small_net, test, restarts=3, **options).correct == int(withstood.sum())
+    assert int(withstood.sum()) < robust_accuracy(small_net, test, **options).correct
 
 
 def test_radius_zero_is_the_clean_accuracy(small_net, digits):

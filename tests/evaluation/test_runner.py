@@ -75,7 +75,7 @@ def test_an_evaluation_is_its_parts(run, digits, tmp_path):
 def test_an_interrupted_evaluation_is_partial_and_continues_where_it_was(run, tmp_path):
     calls = []
 
-    def interrupts(model, test):
+    def interrupts(name, model, test):
         calls.append("hook")
         if len(calls) == 1:
             raise KeyboardInterrupt
@@ -103,6 +103,8 @@ def test_more_can_be_measured_into_the_same_file_but_never_under_other_condition
     assert set(more["networks"]["first"]["measurements"]) == {
         "clean", "PGD-2 linf 8/255", "PGD-2 linf 4/255", "curve: noise",
     }  # fmt: skip
+    again = evaluate(config(**{"attack.step_size": "8/255"}), [run], tmp_path)["networks"]["first"]["measurements"]
+    assert again["PGD-2 linf 8/255"]["settings"]["step_size"] == 8 / 255
     with pytest.raises(ConfigError, match="was measured with seed 0, now it is 1; choose another --out"):
         evaluate(config(seed=1), [run], tmp_path)
 

@@ -69,12 +69,22 @@ def test_help_comes_without_waiting_for_torch(script):
 
 def test_evaluate_then_export_with_the_trained_head(run, tmp_path, call):
     status, out, err = call(
-        "evaluate.py", run, "--out", tmp_path / "eval", "--attack.steps", 2, "--curves", "noise,path", *QUICK
+        "evaluate.py",
+        run,
+        "--out",
+        tmp_path / "eval",
+        "--attack.steps",
+        2,
+        "--curves",
+        "noise,path",
+        "--perception",
+        *QUICK,
     )
     assert status == 0, err
     assert "| first | slf | 60 |" in out
     assert (tmp_path / "eval" / "report.md").read_text() == out.removesuffix("\n")
     assert (tmp_path / "eval" / "figure.png").is_file()
+    assert (tmp_path / "eval" / "perception" / "first" / "perception.md").is_file()
     (head,) = (tmp_path / "eval" / "models").glob("*.pt")
     status, out, err = call(
         "export.py", run, "--out", tmp_path / "export", "--head", head, "--push", tmp_path / "shelf"
@@ -82,6 +92,7 @@ def test_evaluate_then_export_with_the_trained_head(run, tmp_path, call):
     assert status == 0, err
     network = load_robustbench(tmp_path / "shelf")
     results = json.loads((tmp_path / "eval" / "results.json").read_text())
+    assert sum(results["networks"]["first"]["measurements"]["perception"]["counts"].values()) == 60
     correct = clean_accuracy(network, load_dataset("digits", "test"), max_images=60).correct
     assert correct == results["networks"]["first"]["measurements"]["clean"]["correct"]
 
