@@ -95,7 +95,8 @@ def perturb(
         cache.store(images, delta, moving, before)
         position = (images[:moving] + delta[:moving]).requires_grad_()
         with torch.enable_grad():
-            value = objective(cache.complete(forward(position)))
+            # A view, because PyTorch's module hooks (FLOP counters, say) refuse to see the leaf itself.
+            value = objective(cache.complete(forward(position.view_as(position))))
             (gradient,) = torch.autograd.grad(value, position)
         stepped = delta[:moving] + step_size[:moving] * norm.direction(gradient)
         delta[:moving] = _into_box(images[:moving], norm.project(stepped, epsilon[:moving]))
