@@ -99,7 +99,7 @@ def test_evaluate_then_export_with_the_trained_head(run, tmp_path, call):
 
 def test_ctrl_c_leaves_a_partial_report_and_a_rerun_continues(run, tmp_path, call):
     arguments = ("evaluate.py", run, "--out", tmp_path, "--attack.steps", "3", *QUICK)
-    process = start(*arguments, "--attacks", "pgd,autoattack")
+    process = start(*arguments, "--attacks=pgd,autoattack")
     results = tmp_path / "results.json"
     deadline = time.monotonic() + 60
     while "PGD-3" not in (results.read_text() if results.exists() else "") and time.monotonic() < deadline:
