@@ -18,8 +18,8 @@ DESCRIPTION = """Train a Stable-Baselines3 agent to choose attacks, and compare 
 
 Examples:
   train_sb3.py --config quickstart --run_dir runs/ppo
-  train_sb3.py --config quickstart --algo a2c --overrides.learner.reward cost_aware --run_dir runs/a2c
-  train_sb3.py --env attack_strategy --algo dqn --total_timesteps 2000 --run_dir runs/dqn
+  train_sb3.py --config quickstart --algo a2c --overrides '{"learner.reward": "cost_aware"}' --run_dir runs/a2c
+  train_sb3.py --env attack_strategy --algo dqn --total_timesteps 600 --run_dir runs/dqn
   train_sb3.py --resume --run_dir runs/ppo
   train_sb3.py --play --run_dir runs/ppo      (the trained agent through a whole training, whose network is kept)
 
