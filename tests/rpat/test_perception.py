@@ -8,7 +8,7 @@ from torch import nn
 
 from astra_env.data import ImageDataset
 from astra_env.errors import InputError
-from rpat.perception import STRATA, _summarise, analyse, write_perception
+from rpat.perception import STRATA, _measure, _summarise, analyse, write_perception
 
 
 class Brightness(nn.Module):
@@ -34,6 +34,13 @@ def test_images_fall_into_three_strata_and_each_is_measured_once():
     assert report.counts == {"clean_wrong": 1, "broken": 1, "defended": 3}
     assert sum(report.counts.values()) == 5
     assert [report.distances["adversarial"][name].count for name in STRATA] == [1, 1, 3]
+
+
+def test_an_image_wrong_on_x_stays_clean_wrong_even_when_x_prime_is_right():
+    data = flat_images([120, 120], [1, 0])
+    brighter = (data.images.float() / 255 + 0.1).clamp(0, 1)
+    measured = _measure(Brightness(), data.images.float() / 255, data.labels, brighter, brighter, [0.0, 1.0])
+    assert [STRATA[index] for index in measured["stratum"]] == ["clean_wrong", "broken"]
 
 
 def test_distance_under_attack_is_the_known_one_and_noise_moves_less():
@@ -71,7 +78,7 @@ def test_linear_perception_leaves_the_path_straight_and_curved_perception_does_n
 
 
 @pytest.mark.parametrize(
-    ("broken", "defended", "verdict"), [(1.0, 3.0, "holds"), (3.0, 1.0, "contradicted"), (2.0, 2.0, "undecided")]
+    ("broken", "defended", "verdict"), [(1.0, 3.0, "holds"), (3.0, 1.0, "contradicted"), (2.0, 2.02, "undecided")]
 )
 def test_claim_is_decided_by_the_interval_of_the_difference(broken, defended, verdict):
     source = torch.Generator().manual_seed(0)
