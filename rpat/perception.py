@@ -6,7 +6,7 @@ three strata, so that images the network never had right do not blur the compari
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -143,21 +143,23 @@ def analyse(
     return _summarise(samples, positions, settings)
 
 
-def write_perception(report: PerceptionReport, folder: str | Path, title: str = "") -> list[Path]:
-    """Write ``perception.json``, ``perception.md`` and ``perception.png`` into ``folder`` and return their paths."""
+def write_perception(
+    report: PerceptionReport, folder: str | Path, title: str = "", context: Mapping[str, Any] | None = None
+) -> list[Path]:
+    """Write ``perception.json``, ``perception.md`` and ``perception.png`` into ``folder`` and return their paths.
+
+    ``context`` (command, machine, versions) goes into the JSON beside the report.
+    """
     from astra_env.plotting.perception import plot_perception_path
     from astra_env.plotting.style import save
 
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     data, text = folder / "perception.json", folder / "perception.md"
-    data.write_text(json.dumps(report.as_dict(), indent=2) + "\n")
-    text.write_text(report.table())
-    return [data, text, save(plot_perception_path(report.positions, report.paths, title=title), _figure_path(folder))]
-
-
-def _figure_path(folder: Path) -> Path:
-    return folder / "perception.png"
+    data.write_text(json.dumps({**(context or {}), **report.as_dict()}, indent=2) + "\n")
+    text.write_text((f"# {title}\n\n" if title else "") + report.table())
+    figure = plot_perception_path(report.positions, report.paths, title=title)
+    return [data, text, save(figure, folder / "perception.png")]
 
 
 @torch.no_grad()
