@@ -151,7 +151,7 @@ class ProbeConfig:
     steps: int = 20
     """Steps of the PGD attack on the probe."""
     max_test_images: int | None = None
-    """Attack only the first test images; default all."""
+    """Attack a seeded sample of this many test images; default all."""
 
 
 @dataclass

@@ -3,6 +3,7 @@
 Works for any tree of dataclasses; the supervised trainer uses it for its own.
 """
 
+import argparse
 import dataclasses
 import difflib
 import re
@@ -16,13 +17,20 @@ import jsonargparse
 import yaml
 
 from astra_env.errors import ConfigError
+from astra_env.safe_yaml import read_yaml
 
 C = TypeVar("C")
 PRESET_PACKAGE = "astra_env.configs"
 
 
+class HelpFormatter(jsonargparse.DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Keeps the line breaks of descriptions, so that examples stay readable."""
+
+
 class _Parser(jsonargparse.ArgumentParser):
-    """A parser whose complaints are ConfigErrors of one line."""
+    """A parser whose complaints are ConfigErrors of one line; ``schema`` is the dataclass it was built for."""
+
+    schema: type | None = None
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         raise ConfigError(_one_line(message)) from ex
@@ -37,12 +45,19 @@ def presets(package: str = PRESET_PACKAGE) -> list[str]:
 def build_parser(cls: type, *, package: str = PRESET_PACKAGE, description: str = "") -> jsonargparse.ArgumentParser:
     """Return a parser with ``--config`` and one typed, dotted option per field of the dataclass ``cls``."""
     jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    parser = _Parser(description=description, exit_on_error=False, default_env=False, allow_abbrev=False)
+    parser = _Parser(
+        description=description,
+        formatter_class=HelpFormatter,
+        exit_on_error=False,
+        default_env=False,
+        allow_abbrev=False,
+    )
     names = ", ".join(presets(package))
     parser.add_argument(
         "--config", action="config", metavar="PRESET|FILE.yaml", help=f"Preset ({names}) or YAML file; later wins."
     )
     parser.add_class_arguments(cls)
+    parser.schema = cls
     return parser
 
 
@@ -88,9 +103,9 @@ def parse_command_line(
     arguments = list(sys.argv[1:] if argv is None else argv)
     for index, argument in enumerate(arguments):
         if argument == "--config" and index + 1 < len(arguments):
-            arguments[index + 1] = str(find_config(arguments[index + 1], package))
+            arguments[index + 1] = str(_checked_file(parser, arguments[index + 1], package))
         elif argument.startswith("--config="):
-            arguments[index] = f"--config={find_config(argument.partition('=')[2], package)}"
+            arguments[index] = f"--config={_checked_file(parser, argument.partition('=')[2], package)}"
     try:
         namespace = parser.parse_args(arguments)
     except (jsonargparse.ArgumentError, TypeError, ValueError, KeyError) as error:
@@ -100,6 +115,29 @@ def parse_command_line(
     values = namespace.as_dict()
     values.pop("config", None)
     return values
+
+
+def _checked_file(parser: jsonargparse.ArgumentParser, name: str, package: str) -> Path:
+    """Return the path of a configuration file that stands for itself: the parser would follow names of other files."""
+    path = find_config(name, package)
+    values = read_source(path, package)
+    if "config" in values:
+        raise ConfigError(f"config: {path} names another configuration, {values['config']!r}; copy its settings instead")
+    schema = getattr(parser, "schema", None)
+    if schema is not None:
+        _require_sections(schema, values, "")
+    return path
+
+
+def _require_sections(cls: type, values: Mapping[str, Any], section: str) -> None:
+    """Raise ConfigError for the first section of ``values`` that is no mapping, such as the name of a file."""
+    hints = get_type_hints(cls)
+    for key, value in values.items():
+        if dataclasses.is_dataclass(hints.get(key)):
+            name = f"{section}{key}"
+            if not isinstance(value, Mapping):
+                raise ConfigError(f"{name}: expected a section of settings, got {value!r}")
+            _require_sections(cast(type, hints[key]), value, f"{name}.")
 
 
 def find_config(name: str | Path, package: str = PRESET_PACKAGE) -> Path:
@@ -121,10 +159,7 @@ def read_source(source: str | Path | Mapping[str, Any] | None, package: str = PR
             _set_dotted(nested, str(key), value)
         return nested
     path = find_config(source, package)
-    try:
-        values = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"config: {path} is not valid YAML: {_one_line(str(error))}") from error
+    values = read_yaml(path, ConfigError)
     if values is not None and not isinstance(values, dict):
         raise ConfigError(f"config: {path} holds {type(values).__name__}, expected a mapping of sections")
     return values or {}

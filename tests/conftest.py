@@ -1,41 +1,13 @@
-"""Fixtures shared by the tests: golden files, deterministic weights, small real images."""
+"""Fixtures shared by the tests: the golden files of the official code."""
 
 import json
-import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-
-
-def fill_deterministically(model: nn.Module) -> nn.Module:
-    """Fill every parameter and buffer by the rule of the golden files' README, from the tensor's name alone."""
-    named = [*model.named_parameters(), *model.named_buffers()]
-    with torch.no_grad():
-        for name, tensor in named:
-            if name.endswith("num_batches_tracked"):
-                tensor.zero_()
-                continue
-            if name.startswith("normalize."):
-                continue
-            random = np.random.RandomState(zlib.crc32(name.encode()))  # noqa: NPY002 - the rule of the golden files
-            z = random.standard_normal(tuple(tensor.shape)).astype(np.float32)
-            if name.endswith("running_mean"):
-                value = 0.1 * z
-            elif name.endswith("running_var"):
-                value = 1 + 0.2 * np.abs(z)
-            elif tensor.dim() >= 2:
-                value = z * np.sqrt(2 / tensor[0].numel())
-            elif name.endswith("weight"):
-                value = 1 + 0.1 * z
-            else:
-                value = 0.1 * z
-            tensor.copy_(torch.from_numpy(np.asarray(value, dtype=np.float32)))
-    return model
 
 
 @pytest.fixture(scope="session")

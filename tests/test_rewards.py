@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import fill_deterministically
+from random_weights import fill_deterministically
 
 from astra_env.errors import ConfigError
 from astra_env.losses import mixed_nt_xent, nt_xent

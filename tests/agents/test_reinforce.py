@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import fill_deterministically
+from random_weights import fill_deterministically
 
 import agents
 from agents.reinforce import entropy, log_probabilities, reinforce_loss

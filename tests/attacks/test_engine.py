@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from conftest import fill_deterministically
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from random_weights import fill_deterministically
 from torch import nn
 
 from astra_env.attacks import contrastive_attack, contrastive_pgd, frozen, get_norm, perturb, supervised_pgd

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import fill_deterministically
+from random_weights import fill_deterministically
 
 from astra_env.attacks import contrastive_attack
 from astra_env.errors import InputError

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import fill_deterministically
+from random_weights import fill_deterministically
 from torch import Tensor, nn
 
 from astra_env.models import (
