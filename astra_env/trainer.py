@@ -1,5 +1,6 @@
 """A whole training run: the loop around a learner and a policy, and everything it writes."""
 
+import copy
 import logging
 import platform
 import time
@@ -12,14 +13,17 @@ from tqdm.auto import tqdm
 from astra_env import __version__
 from astra_env.config import ExperimentConfig
 from astra_env.configuration import to_dict
+from astra_env.determinism import deterministic_algorithms
 from astra_env.errors import CheckpointError, Diverged
 from astra_env.evaluation import ProbeResult, probe
+from astra_env.health import HealthWatch
 from astra_env.interaction import interact
 from astra_env.interrupts import GracefulStop
 from astra_env.learner import ContrastiveLearner, load_training_images
 from astra_env.protocols import Policy
 from astra_env.report import StepReport
 from astra_env.run_directory import RunDirectory
+from astra_env.state_checks import UNFIT, one_line, require_count, require_mapping, require_tensor
 from astra_env.strategy import parse_number
 from astra_env.strategy_counts import StrategyCounts
 
@@ -58,6 +62,7 @@ class Trainer:
         self.progress = progress
         self.counts = StrategyCounts(learner.space, learner.device)
         self.rollbacks = 0
+        self._health = HealthWatch()
         self._seconds = 0.0
         self._trained = 0
 
@@ -81,7 +86,8 @@ class Trainer:
         """
         if self.learner.step_count == 0:
             self._save()
-        with GracefulStop() as stop, self._bar() as bar:
+        kernels = deterministic_algorithms(self.config.run.deterministic)
+        with kernels, GracefulStop() as stop, self._bar() as bar:
             while not self.learner.finished:
                 try:
                     self._step(bar)
@@ -102,7 +108,8 @@ class Trainer:
         if metrics:
             plot_strategies(metrics, self.learner.space, self.run.path / "strategy.png")
             plot_losses(metrics, self.run.path / "losses.png")
-        result = self._probe() if self.config.probe.enabled else None
+        with deterministic_algorithms(self.config.run.deterministic):
+            result = self._probe() if self.config.probe.enabled else None
         summary = {
             "steps": self.learner.step_count,
             "final": metrics[-1] if metrics else {},
@@ -122,6 +129,7 @@ class Trainer:
         done, options = self.learner.step_count, self.config.run
         if report.step % options.log_every == 0 or self.learner.finished:
             scalars = report.scalars()
+            self._health.look(report.step, scalars)
             self._seconds += time.perf_counter() - started
             self._log(report, scalars)
             bar.set_postfix(_postfix(scalars, bar, self.learner.views_per_step), refresh=False)
@@ -165,17 +173,40 @@ class Trainer:
         }
 
     def _load(self, state: Mapping[str, Any]) -> None:
-        self.learner.load_state_dict(dict(state))
+        """Take over a checkpoint whole; on any error everything is as before."""
+        self._check(state)
+        before = copy.deepcopy(self._state())
+        try:
+            self._take(state)
+        except UNFIT as error:
+            self._take(before)
+            if isinstance(error, CheckpointError):
+                raise
+            raise CheckpointError(
+                f"checkpoint: does not fit policy {self.config.policy!r} ({one_line(error)})"
+            ) from error
+
+    def _check(self, state: Mapping[str, Any]) -> None:
         if state.get("policy_name") != self.config.policy:
             raise CheckpointError(
                 f"checkpoint: its attacks were chosen by policy {state.get('policy_name')!r}, the configuration says "
                 f"{self.config.policy!r}"
             )
+        require_mapping("policy", state.get("policy"))
+        counts, own = state.get("counts"), self.counts.state()
+        if not isinstance(counts, list) or len(counts) != len(own):
+            raise CheckpointError(f"checkpoint: counts: expected {len(own)} tensors; another configuration's state")
+        for given, expected in zip(counts, own, strict=True):
+            require_tensor("counts", given, expected)
+        require_count("rollbacks", state.get("rollbacks"))
+
+    def _take(self, state: Mapping[str, Any]) -> None:
+        self.learner.load_state_dict(dict(state))
         load_state = getattr(self.policy, "load_state_dict", None)
         if load_state is not None and state["policy"]:
             load_state(state["policy"])
         self.counts.load(state["counts"])
-        self.rollbacks = int(state["rollbacks"])
+        self.rollbacks = state["rollbacks"]
 
     def _roll_back(self, error: Diverged) -> None:
         if self.config.run.on_divergence == "raise" or self.rollbacks >= MAX_ROLLBACKS:
