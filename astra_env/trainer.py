@@ -169,6 +169,7 @@ class Trainer:
             "policy_name": self.config.policy,
             "counts": self.counts.state(),
             "rollbacks": self.rollbacks,
+            "timing": {"seconds": self._seconds, "steps": self._trained},
             "config": to_dict(self.config),
         }
 
@@ -207,6 +208,8 @@ class Trainer:
             load_state(state["policy"])
         self.counts.load(state["counts"])
         self.rollbacks = state["rollbacks"]
+        timing = state.get("timing", {})
+        self._seconds, self._trained = float(timing.get("seconds", 0.0)), int(timing.get("steps", 0))
 
     def _roll_back(self, error: Diverged) -> None:
         if self.config.run.on_divergence == "raise" or self.rollbacks >= MAX_ROLLBACKS:
