@@ -170,6 +170,8 @@ class RunConfig:
     """raise, or rollback: restore the last checkpoint and continue at half the learning rate."""
     threads: int | None = None
     """CPU threads; default PyTorch's own choice."""
+    deterministic: bool = False
+    """Use deterministic kernels only; matters on CUDA, where others are faster (on the CPU a run repeats anyway)."""
 
 
 @dataclass

@@ -122,7 +122,9 @@ def _checked_file(parser: jsonargparse.ArgumentParser, name: str, package: str) 
     path = find_config(name, package)
     values = read_source(path, package)
     if "config" in values:
-        raise ConfigError(f"config: {path} names another configuration, {values['config']!r}; copy its settings instead")
+        raise ConfigError(
+            f"config: {path} names another configuration, {values['config']!r}; copy its settings instead"
+        )
     schema = getattr(parser, "schema", None)
     if schema is not None:
         _require_sections(schema, values, "")

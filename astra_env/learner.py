@@ -1,6 +1,7 @@
 """Self-supervised adversarial training, one minibatch at a time, under attacks that somebody else chooses."""
 
 import copy
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,14 @@ from astra_env.optim import LARS, warmup_cosine
 from astra_env.report import StepReport
 from astra_env.rewards import RewardInputs, VersusFixed, make_reward
 from astra_env.seeding import derive_seed, generator
+from astra_env.state_checks import (
+    UNFIT,
+    one_line,
+    require_count,
+    require_generator_state,
+    require_optimizer_state,
+    require_scale,
+)
 from astra_env.strategy import AttackStrategy, StrategySpace
 
 
@@ -126,6 +135,7 @@ class ContrastiveLearner:
                 "loss": losses.total.detach(),
                 **_detached(losses.terms),
                 "grad_norm": gradient_norm,
+                **_attack_terms(attack),
                 **reward_terms,
             },
             views=views,
@@ -148,24 +158,44 @@ class ContrastiveLearner:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue exactly where ``state`` was taken; raises CheckpointError when it belongs to something else."""
+        """Continue exactly where ``state`` was taken.
+
+        Raises CheckpointError, and changes nothing, when it is damaged or belongs to something else.
+        """
+        before = copy.deepcopy(self.state_dict())
         try:
-            load_official(self.target, state["target"])
-            self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
-            self.sampler.load_state_dict(state["sampler"])
-            self.view_generator.set_state(state["view_generator"].cpu())
-            self.attack_generator.set_state(state["attack_generator"].cpu())
-            self.step_count = int(state["step"])
-            self.learning_rate_scale = float(state["learning_rate_scale"])
-        except (KeyError, ValueError, TypeError, RuntimeError, AttributeError) as error:
+            self._check_state(state)
+            self._take_state(state)
+        except UNFIT as error:
+            self._take_state(before)
             if isinstance(error, CheckpointError):
                 raise
-            raise CheckpointError(f"checkpoint: does not fit this learner ({type(error).__name__}: {error})") from error
+            raise CheckpointError(f"checkpoint: does not fit this learner ({one_line(error)})") from error
         self._views = None
 
     def warm_start(self, path: str | Path) -> None:
         """Take over the target network's weights of a checkpoint and nothing else of it."""
         load_official(self.target, load_checkpoint(path))
+
+    def _check_state(self, state: Mapping[str, Any]) -> None:
+        """Raise CheckpointError for what loading alone would not notice."""
+        for name in ("target", "optimizer", "sampler", "view_generator", "attack_generator", "step"):
+            if name not in state:
+                raise CheckpointError(f"checkpoint: does not fit this learner: {name!r} is missing")
+        require_optimizer_state("optimizer", state["optimizer"], self.optimizer)
+        require_generator_state("view_generator", state["view_generator"], self.view_generator)
+        require_generator_state("attack_generator", state["attack_generator"], self.attack_generator)
+        require_count("step", state["step"])
+        require_scale("learning_rate_scale", state.get("learning_rate_scale"))
+
+    def _take_state(self, state: Mapping[str, Any]) -> None:
+        load_official(self.target, state["target"])
+        self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
+        self.sampler.load_state_dict(state["sampler"])
+        self.view_generator.set_state(state["view_generator"].cpu())
+        self.attack_generator.set_state(state["attack_generator"].cpu())
+        self.step_count = state["step"]
+        self.learning_rate_scale = float(state["learning_rate_scale"])
 
     def _attack(self, views: Tensor, strategy: AttackStrategy) -> AttackResult:
         folded = None
@@ -271,6 +301,11 @@ def _for_every_view(strategy: AttackStrategy, count: int, device: torch.device) 
     return AttackStrategy(
         strategy.epsilon.expand(count), strategy.steps.expand(count), strategy.step_size.expand(count)
     )
+
+
+def _attack_terms(attack: AttackResult | None) -> dict[str, Tensor]:
+    share = None if attack is None else attack.zero_gradient_share
+    return {} if share is None else {"zero_gradient_share": share}
 
 
 def _detached(terms: dict[str, Tensor]) -> dict[str, Tensor]:

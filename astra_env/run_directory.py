@@ -7,14 +7,15 @@
 import json
 import logging
 import os
-import socket
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from astra_env.checkpoint import encode, load_checkpoint, write_atomically
 from astra_env.errors import CheckpointError, RunDirectoryError
+from astra_env.run_lock import acquire, release, remove_leftovers
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -37,10 +38,13 @@ class RunDirectory:
     def __init__(self, path: str | Path, config_yaml: str, *, resume: bool = False) -> None:
         self.path = Path(path)
         self._writer: SummaryWriter | None = None
+        self._cut_to: int | None = None
+        self._purge_step: int | None = None
         self._check_occupied(resume)
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
-            self._lock()
+            acquire(self.path)
+            remove_leftovers(self.path)
             if not resume or not (self.path / "config.yaml").exists():
                 write_atomically(self.path / "config.yaml", config_yaml.encode())
             self._metrics = open(self.metrics_path, "ab")  # noqa: SIM115 - closed by close()
@@ -65,12 +69,20 @@ class RunDirectory:
         if self._writer is None:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._writer = SummaryWriter(str(self.path))
+            self._writer = SummaryWriter(str(self.path), purge_step=self._purge_step)
         return self._writer
 
     def log(self, step: int, values: Mapping[str, float | list[float]]) -> None:
-        """Append one line to ``metrics.jsonl`` and the same scalars to TensorBoard; a list becomes one scalar each."""
-        self._metrics.write((json.dumps({"step": step, **values}) + "\n").encode())
+        """Append one line to ``metrics.jsonl`` and the same scalars to TensorBoard; a list becomes one scalar each.
+
+        Raises RunDirectoryError when the disk refuses.
+        """
+        self._cut()
+        with self._refusals():
+            self._metrics.write((json.dumps({"step": step, **values}) + "\n").encode())
+            self._mirror(step, values)
+
+    def _mirror(self, step: int, values: Mapping[str, float | list[float]]) -> None:
         for name, value in values.items():
             if isinstance(value, list):
                 for index, entry in enumerate(value):
@@ -80,7 +92,9 @@ class RunDirectory:
 
     def metrics(self) -> list[dict[str, Any]]:
         """Return the lines of ``metrics.jsonl`` written so far."""
-        self._metrics.flush()
+        self._cut()
+        with self._refusals():
+            self._metrics.flush()
         return [json.loads(line) for line in self.metrics_path.read_text().splitlines()]
 
     def save(self, state: Mapping[str, Any], *, keep_as: str | None = None) -> None:
@@ -92,8 +106,9 @@ class RunDirectory:
             state: tensors and plain containers.
             keep_as: also keep the checkpoint for good under this name, such as ``"step_1000"``.
         """
+        self._cut()
         last, previous = self.checkpoints / "last.pt", self.checkpoints / "previous.pt"
-        try:
+        with self._refusals():
             self._metrics.flush()
             os.fsync(self._metrics.fileno())
             data = encode({**state, "metrics_bytes": self._metrics.tell()})
@@ -102,16 +117,13 @@ class RunDirectory:
             if last.exists():
                 _link_over(last, previous)
             write_atomically(last, data)
-        except OSError as error:
-            raise RunDirectoryError(
-                f"run_dir: cannot write a checkpoint to {self.checkpoints} ({error.strerror}); the last good one is "
-                "intact; make room, then --resume"
-            ) from error
 
     def restore(self) -> dict[str, Any] | None:
-        """Return the newest whole checkpoint, or None when there is none, and cut the metrics back to it.
+        """Return the newest whole checkpoint, or None when there is none.
 
-        A damaged ``last.pt`` is reported and ``previous.pt`` is used.
+        A damaged ``last.pt`` is reported and ``previous.pt`` is used. The metrics are cut back to the checkpoint when
+        the run goes on (at the next :meth:`log`, :meth:`metrics` or :meth:`save`), so that a checkpoint that turns out
+        to belong to something else has changed nothing.
 
         Raises:
             CheckpointError: when checkpoints exist but none is whole.
@@ -125,23 +137,28 @@ class RunDirectory:
                 logger.warning("%s; falling back to the checkpoint before it", error)
                 problems.append(str(error))
                 continue
-            self._cut_metrics(int(state.get("metrics_bytes", 0)))
+            self._cut_to = _whole_number(state.get("metrics_bytes", 0), path)
             return state
         if problems:
             raise CheckpointError(f"{self.path}: no whole checkpoint is left: {'; '.join(problems)}")
-        self._cut_metrics(0)
+        self._cut_to = 0
         return None
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
-        """Write ``summary.json`` atomically."""
-        write_atomically(self.path / "summary.json", (json.dumps(summary, indent=2) + "\n").encode())
+        """Write ``summary.json`` atomically; raises RunDirectoryError when the disk refuses."""
+        with self._refusals():
+            write_atomically(self.path / "summary.json", (json.dumps(summary, indent=2) + "\n").encode())
 
     def close(self) -> None:
-        """Flush everything and give the directory free."""
-        self._metrics.close()
-        if self._writer is not None:
-            self._writer.close()
-        (self.path / ".lock").unlink(missing_ok=True)
+        """Flush what the disk takes and give the directory free."""
+        try:
+            self._metrics.close()
+            self._close_writer()
+        except OSError as error:
+            # Whatever a checkpoint counts on was flushed before it was written.
+            logger.warning("run_dir: the last lines of %s were not written (%s)", self.path, error.strerror or error)
+        finally:
+            release(self.path)
 
     def __enter__(self) -> "RunDirectory":
         return self
@@ -160,26 +177,33 @@ class RunDirectory:
         if self.path.exists() and not self.path.is_dir():
             raise RunDirectoryError(f"run_dir: {self.path} is a file; choose another --run_dir")
 
-    def _cut_metrics(self, size: int) -> None:
-        self._metrics.flush()
-        os.truncate(self.metrics_path, min(size, self.metrics_path.stat().st_size))
+    def _cut(self) -> None:
+        """Cut the metrics back to the restored checkpoint, and TensorBoard's curves with them."""
+        if self._cut_to is None:
+            return
+        with self._refusals():
+            self._metrics.flush()
+            os.truncate(self.metrics_path, min(self._cut_to, self.metrics_path.stat().st_size))
+            self._close_writer()
+        self._cut_to = None
+        lines = self.metrics_path.read_text().splitlines()
+        self._purge_step = json.loads(lines[-1])["step"] + 1 if lines else 0
 
-    def _lock(self) -> None:
-        lock = self.path / ".lock"
-        owner = json.dumps({"pid": os.getpid(), "host": socket.gethostname()})
-        for _ in range(2):
-            try:
-                with open(lock, "x") as file:
-                    file.write(owner)
-                return
-            except FileExistsError:
-                if not _is_stale(lock):
-                    raise RunDirectoryError(
-                        f"run_dir: {self.path} is in use by {lock.read_text()}; wait for it, stop it, or choose "
-                        f"another --run_dir (delete {lock} if that process is gone)"
-                    ) from None
-                lock.unlink(missing_ok=True)
-        raise RunDirectoryError(f"run_dir: {self.path} is being taken by another process; choose another --run_dir")
+    def _close_writer(self) -> None:
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            writer.close()
+
+    @contextmanager
+    def _refusals(self) -> Iterator[None]:
+        """Turn what the disk says into an error that tells the user what to do."""
+        try:
+            yield
+        except OSError as error:
+            raise RunDirectoryError(
+                f"run_dir: cannot write to {self.path} ({error.strerror or error}); the last good checkpoint is "
+                "intact; make room, then --resume"
+            ) from error
 
 
 def _link_over(source: Path, target: Path) -> None:
@@ -190,20 +214,7 @@ def _link_over(source: Path, target: Path) -> None:
     os.replace(temporary, target)
 
 
-def _is_stale(lock: Path) -> bool:
-    try:
-        owner = json.loads(lock.read_text())
-        pid, host = int(owner["pid"]), owner["host"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return True
-    if host != socket.gethostname():
-        return False
-    if pid == os.getpid():
-        return False
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return True
-    except PermissionError:
-        return False
-    return False
+def _whole_number(value: Any, path: Path) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise CheckpointError(f"{path}: metrics_bytes: expected an integer >= 0, got {value!r}; use another checkpoint")
+    return value

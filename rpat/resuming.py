@@ -3,10 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-import yaml
-
 from astra_env.configuration import to_dict
-from astra_env.errors import ConfigError
+from astra_env.errors import CheckpointError, ConfigError
+from astra_env.safe_yaml import parse_yaml
 from rpat.config import RPATConfig
 
 FREE = ("device", "run", "test", "data.root", "data.download", "data.device_budget_mib", "data.host_budget_mib")
@@ -15,13 +14,20 @@ FREE = ("device", "run", "test", "data.root", "data.download", "data.device_budg
 
 def check_same_run(config: RPATConfig, stored: str) -> None:
     """Raise ConfigError naming the first setting in which ``config`` differs from the stored YAML of the run."""
-    before, now = _flat(yaml.safe_load(stored) or {}), _flat(to_dict(config))
+    before, now = _flat(_stored(stored)), _flat(to_dict(config))
     for name, value in now.items():
         if not name.startswith(FREE) and before.get(name) != value:
             raise ConfigError(
                 f"{name}: the run was started with {before.get(name)!r}, got {value!r}; resume it with its own value "
                 "or choose another --run_dir"
             )
+
+
+def _stored(text: str) -> Mapping[str, Any]:
+    values = parse_yaml(text, "last.pt", CheckpointError)
+    if not isinstance(values, dict):
+        raise CheckpointError("last.pt: holds no configuration of the run; use another checkpoint")
+    return values
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

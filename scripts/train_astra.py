@@ -8,8 +8,9 @@ from typing import Any
 
 from astra_env.command_line import run_main
 from astra_env.config import ExperimentConfig
-from astra_env.configuration import build_parser, from_dict, load_config, parse_command_line, to_yaml
-from astra_env.errors import ConfigError, RunDirectoryError
+from astra_env.configuration import build_parser, from_dict, parse_command_line, to_yaml
+from astra_env.errors import ConfigError
+from astra_env.run_configuration import config_of_run
 
 DESCRIPTION = """Train an encoder by self-supervised adversarial training (ASTrA).
 
@@ -34,18 +35,11 @@ def main() -> int:
     if options["run_dir"] is None:
         raise ConfigError("run_dir: expected a directory for the run; give one with --run_dir DIR")
     run_dir = Path(options["run_dir"])
-    config = resumed_config(run_dir) if options["resume"] else from_dict(ExperimentConfig, values)
+    config = config_of_run(ExperimentConfig, run_dir) if options["resume"] else from_dict(ExperimentConfig, values)
     status = run_training(config, run_dir, resume=options["resume"], quiet=options["quiet"], track=options["track"])
     if not status:
         report(json.loads((run_dir / "summary.json").read_text()), run_dir)
     return status
-
-
-def resumed_config(run_dir: Path) -> ExperimentConfig:
-    path = run_dir / "config.yaml"
-    if not path.is_file():
-        raise RunDirectoryError(f"run_dir: there is no run to resume in {run_dir} (no config.yaml); drop --resume")
-    return load_config(ExperimentConfig, path)
 
 
 def run_training(

@@ -26,10 +26,13 @@ class AttackResult:
     Attributes:
         adversarial: images of the input's shape and dtype, inside the ball and the [0, 1] box.
         outputs: the network's outputs (N, D) on ``adversarial``, without gradient; None when not asked for.
+        zero_gradient_share: share of the images with at least one step whose first gradient is zero everywhere, on the
+            device; None when none has a step. An attack without gradients does nothing and says nothing.
     """
 
     adversarial: Tensor
     outputs: Tensor | None
+    zero_gradient_share: Tensor | None = None
 
 
 @contextmanager
@@ -89,7 +92,7 @@ def perturb(
     delta[idle:] = _into_box(images[idle:], norm.project(delta[idle:], epsilon[idle:]))
     cache = _OutputCache(forward, schedule, needed=final_outputs or objective.joint)
 
-    before = len(images)
+    before, zero_share = len(images), None
     for iteration in range(schedule.iterations):
         moving = schedule.moving(iteration)
         cache.store(images, delta, moving, before)
@@ -98,13 +101,15 @@ def perturb(
             # A view, because PyTorch's module hooks (FLOP counters, say) refuse to see the leaf itself.
             value = objective(cache.complete(forward(position.view_as(position))))
             (gradient,) = torch.autograd.grad(value, position)
+        if iteration == 0:
+            zero_share = (gradient.flatten(1).abs().amax(1) == 0).float().mean()
         stepped = delta[:moving] + step_size[:moving] * norm.direction(gradient)
         delta[:moving] = _into_box(images[:moving], norm.project(stepped, epsilon[:moving]))
         before = moving
     if final_outputs:
         cache.store(images, delta, 0, before)
     outputs = schedule.restore(cache.outputs) if final_outputs and cache.outputs is not None else None
-    return AttackResult(schedule.restore((images + delta).clamp_(0, 1)), outputs)
+    return AttackResult(schedule.restore((images + delta).clamp_(0, 1)), outputs, zero_share)
 
 
 def _into_box(images: Tensor, delta: Tensor) -> Tensor:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import Tensor, nn
 
 from astra_env.checkpoint import load_checkpoint
@@ -23,6 +22,7 @@ from astra_env.models.layers import ChannelStatistics
 from astra_env.models.preact_resnet import preact_resnet18
 from astra_env.models.resnet import BasicBlock, Bottleneck, ResNet
 from astra_env.models.wide_resnet import wide_resnet_channels
+from astra_env.safe_yaml import read_yaml
 
 PLACEHOLDER: ChannelStatistics = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 NORMALIZATIONS: dict[str, ChannelStatistics | None] = {
@@ -227,8 +227,5 @@ def run_config(file: Path) -> dict[str, Any]:
     path = file.parent.parent / "config.yaml"
     if file.parent.name != "checkpoints" or not path.is_file():
         return {}
-    try:
-        values = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path}: not valid YAML; restore the run's configuration") from error
+    values = read_yaml(path, CheckpointError)
     return values if isinstance(values, dict) else {}

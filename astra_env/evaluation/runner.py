@@ -107,6 +107,11 @@ def with_data_of_run(config: EvaluationConfig, file: Path) -> EvaluationConfig:
     name = config.data.name or section.get("name")
     if name is None:
         raise ConfigError(f"data.name: {file} lies in no run directory, so say which images: --data.name cifar10")
+    if config.data.name is None and ":" in str(name):
+        raise ConfigError(
+            f"data.name: the run of {file} took its images from the code {name!r}, which is imported only when asked "
+            f"for: --data.name {name}"
+        )
     same = name == section.get("name")
     size = config.data.image_size or (section.get("image_size") if same else None)
     root = config.data.root or (section.get("root") if same else None) or "data"

@@ -1,0 +1,105 @@
+"""Who owns a run directory: a lock file with the owner's process and host, taken in one step or not at all."""
+
+import contextlib
+import fcntl
+import json
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from astra_env.errors import RunDirectoryError
+
+
+def acquire(directory: Path) -> None:
+    """Make this process the owner of ``directory``.
+
+    The lock appears with its content in one step (a hard link to a prepared file), so nobody sees it half written. A
+    lock whose process is gone from this host is taken over.
+
+    Raises:
+        RunDirectoryError: when another process owns it, or one on another host, of which nothing can be known here.
+    """
+    lock = directory / ".lock"
+    prepared = directory / f".lock.{os.getpid()}.tmp"
+    try:
+        prepared.write_text(json.dumps(_this_process()))
+        with _alone_on_this_host(directory):
+            owner = _read(lock)
+            if owner is not None and _is_gone(owner):
+                lock.unlink()
+            os.link(prepared, lock)
+    except FileExistsError:
+        raise RunDirectoryError(
+            f"run_dir: {directory} is in use by {_read(lock)}; wait for it, stop it, or choose another --run_dir "
+            f"(delete {lock} if that process is gone)"
+        ) from None
+    finally:
+        prepared.unlink(missing_ok=True)
+
+
+def release(directory: Path) -> None:
+    """Give the directory free, if this process owns it."""
+    lock = directory / ".lock"
+    if _read(lock) == json.dumps(_this_process()):
+        lock.unlink(missing_ok=True)
+
+
+def remove_leftovers(directory: Path) -> None:
+    """Remove the temporary files that killed owners left; only the present owner may."""
+    for folder in (directory, directory / "checkpoints"):
+        for path in folder.glob(".*.tmp"):
+            if not path.name.startswith(".lock."):
+                path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _alone_on_this_host(directory: Path) -> Iterator[None]:
+    """Keep other processes of this host from judging the lock meanwhile: the one judged is then the one removed."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        # Some network file systems have no such locks; the hard link decides there as well.
+        with contextlib.suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _this_process() -> dict[str, Any]:
+    return {"pid": os.getpid(), "host": socket.gethostname(), "started": _start_of(os.getpid())}
+
+
+def _start_of(pid: int) -> str | None:
+    """Return when a process of this host started, in ticks since boot; tells apart processes of one number."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        return None
+
+
+def _read(lock: Path) -> str | None:
+    try:
+        return lock.read_text(errors="replace")
+    except FileNotFoundError:
+        return None
+
+
+def _is_gone(content: str) -> bool:
+    """Whether the owner is certainly no more, or was never one of ours; a process of another host always may be."""
+    try:
+        owner = json.loads(content)
+        pid, host = int(owner["pid"]), owner["host"]
+    except (ValueError, KeyError, TypeError):
+        return True
+    if host != socket.gethostname():
+        return False
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return True
+    except PermissionError:
+        pass
+    started = owner.get("started")
+    return started is not None and started != _start_of(pid)
