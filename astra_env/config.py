@@ -198,7 +198,8 @@ class ExperimentConfig:
     def validate(self) -> None:
         """Raise ConfigError naming the first field whose value cannot be used."""
         learner = self.learner
-        _at_least("learner.batch_size", learner.batch_size, 2)
+        if learner.batch_size < 4 or learner.batch_size % 2:
+            raise ConfigError(f"learner.batch_size: expected an even integer >= 4, got {learner.batch_size}")
         _at_least("learner.epochs", learner.epochs, 1)
         if learner.total_steps is not None:
             _at_least("learner.total_steps", learner.total_steps, 1)

@@ -197,7 +197,7 @@ def test_a_checkpoint_of_another_architecture_is_refused_and_changes_nothing():
 @pytest.mark.parametrize(
     ("overrides", "error", "message"),
     [
-        ({"learner.batch_size": 1}, ConfigError, "learner.batch_size: expected an integer >= 2, got 1"),
+        ({"learner.batch_size": 3}, ConfigError, "learner.batch_size: expected an even integer >= 4, got 3"),
         ({"learner.batch_size": 500}, DataError, "fewer than one batch of 500"),
         ({"learner.objective": "none"}, ConfigError, "learner.objective: expected one of astra, simclr"),
         ({"strategy.epsilon": []}, ConfigError, "strategy.epsilon: expected a non-empty list"),

@@ -88,9 +88,9 @@ class InstanceAttackStrategyVectorEnv(TrainingEnv, VectorEnv[np.ndarray, np.ndar
         autoreset_mode: str | AutoresetMode | None = None,
         max_episode_steps: int | None = None,
     ) -> None:
-        if num_envs is not None:
-            overrides = {**(overrides or {}), "learner.batch_size": _images(num_envs)}
         super().__init__(config, overrides)
+        if num_envs is not None:
+            self.config.learner.batch_size = _images(num_envs)
         self.num_envs = 2 * self.config.learner.batch_size
         self.render_mode = render_mode
         self.autoreset_mode = _autoreset_mode(autoreset_mode or self.config.env.autoreset_mode)
