@@ -21,6 +21,13 @@ from astra_env.errors import ConfigError, InputError
 from astra_env.models import strategy_resnet18
 from astra_env.optim import LARS, warmup_cosine
 from astra_env.seeding import derive_seed, generator
+from astra_env.state_checks import (
+    require_count,
+    require_generator_state,
+    require_optimizer_state,
+    require_tensor,
+    require_tensors,
+)
 from astra_env.strategy import StrategySpace
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -191,11 +198,18 @@ class Reinforce:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue exactly where ``state`` was taken."""
+        """Continue exactly where ``state`` was taken; raises CheckpointError for a damaged or foreign state."""
+        require_tensors("policy.strategy", state["strategy"], self.network.state_dict())
+        require_optimizer_state("policy.optimizer", state["optimizer"], self.optimizer)
+        require_generator_state("policy.generator", state["generator"], self.generator)
+        require_tensor("policy.running_reward", state["running_reward"], self.running_reward)
         self.network.load_state_dict(state["strategy"])
         self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
         self.generator.set_state(state["generator"].cpu())
-        self.steps, self.updates = int(state["steps"]), int(state["updates"])
+        self.steps, self.updates = (
+            require_count("policy.steps", state["steps"]),
+            require_count("policy.updates", state["updates"]),
+        )
         self.running_reward = state["running_reward"].to(self.device)
 
     def _loss(self, logits: Sequence[Tensor], actions: Tensor, reward: Tensor) -> Tensor:

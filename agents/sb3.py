@@ -252,11 +252,20 @@ def algorithm(name: str) -> type[BaseAlgorithm]:
     return contributed[name]
 
 
-def trained(path: str, algo: str = "ppo", device: torch.device | str = "cpu") -> BaseAlgorithm:
-    """Load a saved agent as a policy: ``agents.make("agents.sb3:trained", path="run/model.zip")``.
+def trained(path: str, algo: str = "ppo", device: torch.device | str = "cpu", trusted: bool = False) -> BaseAlgorithm:
+    """Load a saved agent as a policy: ``agents.make("agents.sb3:trained", path="run/model.zip", trusted=True)``.
 
-    Stable-Baselines3's files hold pickled Python objects: load only files you trust.
+    Stable-Baselines3's files hold pickled Python objects, which run code when loaded: say ``trusted`` of your own files
+    only.
+
+    Raises:
+        InputError: when it is not trusted or cannot be loaded.
     """
+    if trusted is not True:
+        raise InputError(
+            f"trusted: {path} holds pickled objects, which could run code when loaded; if the file is your own, add "
+            "--policy_args '{\"trusted\": true, ...}'"
+        )
     try:
         return algorithm(algo).load(path, device=device)
     except (OSError, ValueError) as error:

@@ -13,12 +13,15 @@ from torch import Tensor
 import agents
 from agents import sb3
 from agents.sb3_config import AgentConfig
+from agents.sb3_state import agent_state, load_agent_state
+from astra_env.checkpoint import write_atomically
 from astra_env.envs import play
 from astra_env.envs.training import random_state, set_random_state
-from astra_env.errors import CheckpointError
+from astra_env.errors import CheckpointError, InputError
 from astra_env.interrupts import GracefulStop
 from astra_env.protocols import Policy
 from astra_env.run_directory import RunDirectory
+from astra_env.state_checks import UNFIT, one_line
 from astra_env.strategy import StrategySpace
 
 
@@ -51,11 +54,11 @@ class AgentRun:
             return
         try:
             self._load(state)
-        except (KeyError, ValueError, TypeError) as error:
+        except UNFIT as error:
             if isinstance(error, CheckpointError):
                 raise
             raise CheckpointError(
-                f"{self.run.path}: the checkpoint does not fit this run ({type(error).__name__}: {error})"
+                f"{self.run.path}: the checkpoint does not fit this run ({one_line(error)})"
             ) from error
 
     def train(self) -> int:
@@ -72,7 +75,10 @@ class AgentRun:
         if self._stop.requested:
             return self._stop.exit_status
         self.run.save(self.state_dict())
-        self.model.save(self.run.path / "model.zip")
+        file = io.BytesIO()
+        self.model.save(file)
+        with self.run.refusals():
+            write_atomically(self.run.path / "model.zip", file.getvalue())
         return 0
 
     def state_dict(self) -> dict[str, Any]:
@@ -80,24 +86,17 @@ class AgentRun:
         # Indices, because views of one environment would otherwise report its state once each.
         indices = [0] if self.config.env == "instance" else list(range(self.env.num_envs))
         states = [self.env.env_method("state_dict", indices=[index])[0] for index in indices]
-        model = io.BytesIO()
-        self.model.save(model)
-        state: dict[str, Any] = {
+        return {
             "algo": self.config.algo,
             "timesteps": self.model.num_timesteps,
             "target": states[0]["target"],
-            "model": _to_tensor(model),
+            "agent": agent_state(self.model),
             "envs": states,
             "episode_returns": torch.from_numpy(self.env.episode_returns.copy()),  # type: ignore[attr-defined]
             "episode_lengths": torch.from_numpy(self.env.episode_lengths.copy()),  # type: ignore[attr-defined]
             "random": process_random_state(),
             "action_space": random_state(self.model.action_space.np_random),
         }
-        if getattr(self.model, "replay_buffer", None) is not None:
-            replay = io.BytesIO()
-            self.model.save_replay_buffer(replay)  # type: ignore[attr-defined]
-            state["replay_buffer"] = _to_tensor(replay)
-        return state
 
     def _load(self, state: Mapping[str, Any]) -> None:
         if state["algo"] != self.config.algo:
@@ -107,11 +106,7 @@ class AgentRun:
             self.env.env_method("load_state_dict", inner, indices=[index])
         self.env.episode_returns = state["episode_returns"].numpy().copy()  # type: ignore[attr-defined]
         self.env.episode_lengths = state["episode_lengths"].numpy().copy()  # type: ignore[attr-defined]
-        self.model = sb3.algorithm(self.config.algo).load(
-            _to_file(state["model"]), env=self.env, device=self.config.device, force_reset=False
-        )
-        if "replay_buffer" in state:
-            self.model.load_replay_buffer(_to_file(state["replay_buffer"]))  # type: ignore[attr-defined]
+        load_agent_state(self.model, state["agent"])
         set_random_state(self.model.action_space.np_random, state["action_space"])
         self._resumed = state["random"]
         self._next_save = self.model.num_timesteps + self.config.checkpoint_every
@@ -186,14 +181,15 @@ def _baseline(name: str, space: StrategySpace, seed: int, fixed_args: dict[str, 
     return agents.make(name, context=agents.Context(space, seed=seed), **arguments)
 
 
-def _to_tensor(file: io.BytesIO) -> Tensor:
-    return torch.frombuffer(bytearray(file.getvalue()), dtype=torch.uint8)
-
-
-def _to_file(tensor: Tensor) -> io.BytesIO:
-    return io.BytesIO(tensor.cpu().numpy().tobytes())
-
-
 def load_agent(config: AgentConfig, run_dir: str | Path) -> Policy:
-    """Return the trained agent of a run; raises InputError when there is none."""
-    return sb3.trained(str(Path(run_dir) / "model.zip"), config.algo, config.device)
+    """Return the trained agent of a run; raises InputError when there is none.
+
+    It is built from ``config`` and takes only tensors from ``model.zip``: nothing of the file is run.
+    """
+    path = Path(run_dir) / "model.zip"
+    model = sb3.make_model(config.algo, sb3.make_vec_env(config), config)
+    try:
+        model.set_parameters(str(path), device=config.device)
+    except (OSError, *UNFIT) as error:
+        raise InputError(f"path: cannot load a {config.algo} agent from {path} ({one_line(error)})") from error
+    return model

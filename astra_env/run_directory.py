@@ -78,7 +78,7 @@ class RunDirectory:
         Raises RunDirectoryError when the disk refuses.
         """
         self._cut()
-        with self._refusals():
+        with self.refusals():
             self._metrics.write((json.dumps({"step": step, **values}) + "\n").encode())
             self._mirror(step, values)
 
@@ -93,7 +93,7 @@ class RunDirectory:
     def metrics(self) -> list[dict[str, Any]]:
         """Return the lines of ``metrics.jsonl`` written so far."""
         self._cut()
-        with self._refusals():
+        with self.refusals():
             self._metrics.flush()
         return [json.loads(line) for line in self.metrics_path.read_text().splitlines()]
 
@@ -108,7 +108,7 @@ class RunDirectory:
         """
         self._cut()
         last, previous = self.checkpoints / "last.pt", self.checkpoints / "previous.pt"
-        with self._refusals():
+        with self.refusals():
             self._metrics.flush()
             os.fsync(self._metrics.fileno())
             data = encode({**state, "metrics_bytes": self._metrics.tell()})
@@ -146,8 +146,19 @@ class RunDirectory:
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Write ``summary.json`` atomically; raises RunDirectoryError when the disk refuses."""
-        with self._refusals():
+        with self.refusals():
             write_atomically(self.path / "summary.json", (json.dumps(summary, indent=2) + "\n").encode())
+
+    @contextmanager
+    def refusals(self) -> Iterator[None]:
+        """Turn what the disk says into an error that tells the user what to do."""
+        try:
+            yield
+        except OSError as error:
+            raise RunDirectoryError(
+                f"run_dir: cannot write to {self.path} ({error.strerror or error}); the last good checkpoint is "
+                "intact; make room, then --resume"
+            ) from error
 
     def close(self) -> None:
         """Flush what the disk takes and give the directory free."""
@@ -181,7 +192,7 @@ class RunDirectory:
         """Cut the metrics back to the restored checkpoint, and TensorBoard's curves with them."""
         if self._cut_to is None:
             return
-        with self._refusals():
+        with self.refusals():
             self._metrics.flush()
             os.truncate(self.metrics_path, min(self._cut_to, self.metrics_path.stat().st_size))
             self._close_writer()
@@ -193,17 +204,6 @@ class RunDirectory:
         writer, self._writer = self._writer, None
         if writer is not None:
             writer.close()
-
-    @contextmanager
-    def _refusals(self) -> Iterator[None]:
-        """Turn what the disk says into an error that tells the user what to do."""
-        try:
-            yield
-        except OSError as error:
-            raise RunDirectoryError(
-                f"run_dir: cannot write to {self.path} ({error.strerror or error}); the last good checkpoint is "
-                "intact; make room, then --resume"
-            ) from error
 
 
 def _link_over(source: Path, target: Path) -> None:

@@ -130,6 +130,10 @@ class RunConfig:
     """Keep the network and the images in channels-last memory order."""
     threads: int | None = None
     """CPU threads; default PyTorch's own choice."""
+    on_divergence: str = "raise"
+    """raise, or rollback: restore the last checkpoint and continue at half the learning rate."""
+    deterministic: bool = False
+    """Use deterministic kernels only; matters on CUDA, where others are faster (on the CPU a run repeats anyway)."""
 
 
 @dataclass
@@ -288,6 +292,7 @@ def _check_choices(config: RPATConfig) -> None:
         ("augment.padding_mode", config.augment.padding_mode, ("zero", "reflect")),
         ("augment.autoaugment", config.augment.autoaugment, ("never", "always", "second_half")),
         ("run.precision", config.run.precision, ("fp32", "bf16")),
+        ("run.on_divergence", config.run.on_divergence, ("raise", "rollback")),
     ):
         if value not in allowed:
             raise ConfigError(f"{name}: expected one of {', '.join(allowed)}, got {value!r}; choose one of them")

@@ -1,5 +1,6 @@
 """Supervised adversarial training, one step at a time; everything a checkpoint must hold lives here."""
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +11,15 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from astra_env.data import BatchSampler, ImageDataset
 from astra_env.errors import CheckpointError, Diverged
 from astra_env.seeding import derive_seed, generator
+from astra_env.state_checks import (
+    UNFIT,
+    one_line,
+    require_count,
+    require_generator_state,
+    require_optimizer_state,
+    require_scale,
+    require_tensors,
+)
 from rpat.augmentation import Augmentation
 from rpat.config import RPATConfig
 from rpat.methods import Progress, Step
@@ -29,6 +39,7 @@ class SupervisedLearner:
         model: the classifier.
         average: its exponential moving average; None before it starts.
         steps_done: finished steps since the beginning of the run.
+        learning_rate_scale: factor on the learning rate, lowered when a run that diverged was rolled back.
     """
 
     def __init__(self, config: RPATConfig, train: ImageDataset, device: torch.device) -> None:
@@ -58,6 +69,7 @@ class SupervisedLearner:
             generator=self.generators["augment"],
         )
         self.steps_done = 0
+        self.learning_rate_scale = 1.0
 
     @property
     def epoch(self) -> int:
@@ -80,7 +92,8 @@ class SupervisedLearner:
         """Train on the next batch and return its loss terms as scalars on the device.
 
         Raises:
-            Diverged: when the loss is not finite; the weights are those from before the step.
+            Diverged: when the loss or the gradient is not finite; the weights are those from before the step, the
+                statistics of BatchNorm may be spoilt.
         """
         epoch = self.epoch
         self._begin(epoch)
@@ -88,18 +101,18 @@ class SupervisedLearner:
         step.adversarial = self.method.attack(step)
         terms = self.method.terms(step)
         loss = torch.stack(list(terms.values())).sum()
-        if not bool(torch.isfinite(loss)):
-            raise Diverged(
-                f"training diverged at step {self.steps_done}: the loss is {loss.item()}; lower "
-                f"optimizer.learning_rate (now {self.optimizer.param_groups[0]['lr']:g}) and --resume or start again"
-            )
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        self._require_finite(loss)
         self.optimizer.step()
         if self.average is not None:
             self.average.update_parameters(self.model)
         self.steps_done += 1
-        return {"loss": loss.detach(), **{f"loss_{name}": term.detach() for name, term in terms.items()}}
+        return {
+            "loss": loss.detach(),
+            **{f"loss_{name}": term.detach() for name, term in terms.items()},
+            **_signs(step),
+        }
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything that the next step depends on, beside configuration and data."""
@@ -110,36 +123,69 @@ class SupervisedLearner:
             "sampler": self.sampler.state_dict(),
             "generators": {name: source.get_state() for name, source in self.generators.items()},
             "step": self.steps_done,
+            "learning_rate_scale": self.learning_rate_scale,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue exactly where ``state`` was taken; raises CheckpointError when it belongs to something else."""
+        """Continue exactly where ``state`` was taken.
+
+        Raises CheckpointError, and changes nothing, when it is damaged or belongs to something else.
+        """
+        before = copy.deepcopy(self.state_dict())
         try:
-            self.model.load_state_dict(state["model"])
-            self.optimizer.load_state_dict(state["optimizer"])
-            self.sampler.load_state_dict(state["sampler"])
-            for name, source in self.generators.items():
-                source.set_state(state["generators"][name].cpu())
-            self.steps_done = int(state["step"])
-            self.average = None
-            if state["ema"] is not None:
-                self._start_average()
-                assert self.average is not None
-                self.average.module.load_state_dict(state["ema"])
-        except (KeyError, RuntimeError, ValueError, TypeError) as error:
-            reason = " ".join(str(error).split())[:200]
+            self._check_state(state)
+            self._take_state(state)
+        except UNFIT as error:
+            self._take_state(before)
             raise CheckpointError(
-                f"last.pt: not a checkpoint of this configuration ({reason}); resume with the run's own config.yaml"
+                f"last.pt: not a checkpoint of this configuration ({one_line(error)}); resume with the run's own "
+                "config.yaml"
             ) from error
+
+    def _check_state(self, state: Mapping[str, Any]) -> None:
+        """Raise CheckpointError for what loading alone would not notice."""
+        require_tensors("model", state["model"], self.model.state_dict())
+        if state["ema"] is not None:
+            require_tensors("ema", state["ema"], self.model.state_dict())
+        require_optimizer_state("optimizer", state["optimizer"], self.optimizer)
+        for name, source in self.generators.items():
+            require_generator_state(f"generators.{name}", state["generators"][name], source)
+        require_count("step", state["step"])
+        require_scale("learning_rate_scale", state.get("learning_rate_scale", 1.0))
+
+    def _take_state(self, state: Mapping[str, Any]) -> None:
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
+        self.sampler.load_state_dict(state["sampler"])
+        for name, source in self.generators.items():
+            source.set_state(state["generators"][name].cpu())
+        self.steps_done = state["step"]
+        self.learning_rate_scale = float(state.get("learning_rate_scale", 1.0))
+        self.average = None
+        if state["ema"] is not None:
+            self._start_average()
+            assert self.average is not None
+            self.average.module.load_state_dict(state["ema"])
 
     def _begin(self, epoch: int) -> None:
         """Set what depends on the epoch."""
-        rate = self.config.optimizer.learning_rate * self.learning_rate_factor(epoch)
+        rate = self.config.optimizer.learning_rate * self.learning_rate_factor(epoch) * self.learning_rate_scale
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         if self.average is None and self.config.ema.enabled and epoch >= self.config.ema.start_epoch:
             self._start_average()
         self.model.train()
+
+    def _require_finite(self, loss: Tensor) -> None:
+        """Raise Diverged unless loss and gradient are finite; asks the device once."""
+        gradient = torch.nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
+        if bool(torch.isfinite(loss) & torch.isfinite(gradient)):
+            return
+        raise Diverged(
+            f"training diverged at step {self.steps_done}: the loss is {loss.item()}, the gradient's length "
+            f"{gradient.item()}; lower optimizer.learning_rate (now {self.optimizer.param_groups[0]['lr']:g}), or set "
+            "run.on_divergence to rollback"
+        )
 
     def _start_average(self) -> None:
         """Begin the average as a copy, BatchNorm's statistics included, which are averaged too (ReBAT)."""
@@ -168,3 +214,12 @@ class SupervisedLearner:
             progress=progress,
             autocast=torch.bfloat16 if config.run.precision == "bf16" else None,
         )
+
+
+def _signs(step: Step) -> dict[str, Tensor]:
+    """Return what tells whether the attack and the network do anything, as far as the step has computed it anyway."""
+    signs = {} if step.zero_gradient_share is None else {"zero_gradient_share": step.zero_gradient_share}
+    logits = step.__dict__.get("adv_logits")
+    if logits is not None:
+        signs["logit_spread"] = logits.detach().std(0).mean()
+    return signs

@@ -1,5 +1,6 @@
 """A whole supervised run: epochs, validation, selection, checkpoints, metrics, the final measurement."""
 
+import logging
 import time
 from collections.abc import Mapping
 from contextlib import nullcontext
@@ -13,16 +14,23 @@ from tqdm import tqdm
 
 from astra_env.configuration import load_config, to_yaml
 from astra_env.data import ImageDataset, load_dataset, split_validation
+from astra_env.determinism import deterministic_algorithms
 from astra_env.devices import resolve_device
+from astra_env.errors import CheckpointError, Diverged
 from astra_env.evaluation.batches import require_alike, require_labels
 from astra_env.evaluation.robustness import clean_accuracy, robust_accuracy
+from astra_env.health import HealthWatch
 from astra_env.interrupts import GracefulStop
 from astra_env.run_directory import RunDirectory
 from astra_env.seeding import derive_seed
+from astra_env.state_checks import UNFIT, one_line, require_count
 from rpat.config import PRESET_PACKAGE, RPATConfig
 from rpat.learner import SupervisedLearner
 from rpat.resuming import check_same_run
 from rpat.selection import Record, Selection
+
+logger = logging.getLogger(__name__)
+MAX_ROLLBACKS = 5
 
 
 class Trainer:
@@ -36,6 +44,7 @@ class Trainer:
         config: the configuration with every method-dependent value settled.
         learner: network, optimiser and everything a step changes.
         exit_status: 0, or what a signal that ended :meth:`fit` early asks for.
+        rollbacks: how often a diverged run went back to its last checkpoint.
 
     Raises:
         ConfigError: naming the field, the value and the remedy.
@@ -62,6 +71,8 @@ class Trainer:
         self._selection = Selection(None, self._classes)
         self._sums: dict[str, Tensor] = {}
         self._seconds = 0.0
+        self.rollbacks = 0
+        self._health = HealthWatch()
 
     def fit(self, run_dir: str | Path | None = None, *, resume: bool = False) -> dict[str, Any]:
         """Train to the last epoch and measure the selected network on the test images.
@@ -76,18 +87,27 @@ class Trainer:
 
         Raises:
             RunDirectoryError: when the directory cannot be used.
-            Diverged: when the loss stops being finite.
+            Diverged: when loss or gradient stop being finite and ``run.on_divergence`` is "raise", nothing is written,
+                or going back did not help.
         """
         started = time.monotonic() - self._seconds
         place = nullcontext() if run_dir is None else RunDirectory(run_dir, to_yaml(self.config), resume=resume)
-        with place as run, GracefulStop() as stop:
+        kernels = deterministic_algorithms(self.config.run.deterministic)
+        with place as run, kernels, GracefulStop() as stop:
             self._open(run, resume)
+            if self.learner.steps_done == 0:
+                self._save(run)
             with self._progress_bar() as bar:
                 while self.learner.steps_done < self.learner.total_steps and not stop.requested:
-                    self._accumulate(self.learner.step())
+                    try:
+                        self._accumulate(self.learner.step())
+                    except Diverged as error:
+                        self._roll_back(run, error)
+                        continue
                     self._seconds = time.monotonic() - started
                     self._after_step(run)
-                    bar.update()
+                    bar.n = self.learner.steps_done
+                    bar.update(0)
             self.exit_status = stop.exit_status
             if stop.requested:
                 self._save(run)
@@ -111,10 +131,30 @@ class Trainer:
         if state is None:
             return
         check_same_run(self.config, str(state.get("config", "")))
-        self.learner.load_state_dict(state)
-        self._selection.load_state_dict(state["selection"])
-        self._sums = {name: value.to(self.device) for name, value in state["sums"].items()}
-        self._seconds = float(state["seconds"])
+        self._load(state)
+
+    def _load(self, state: Mapping[str, Any]) -> None:
+        try:
+            sums = {str(name): value.to(self.device) for name, value in state["sums"].items()}
+            seconds, rollbacks = float(state["seconds"]), require_count("rollbacks", state.get("rollbacks", 0))
+            self._selection.load_state_dict(state["selection"])
+            self.learner.load_state_dict(state)
+        except UNFIT as error:
+            if isinstance(error, CheckpointError):
+                raise
+            raise CheckpointError(f"last.pt: not a checkpoint of such a run ({one_line(error)})") from error
+        self._sums, self._seconds, self.rollbacks = sums, seconds, rollbacks
+
+    def _roll_back(self, run: RunDirectory | None, error: Diverged) -> None:
+        """Continue from the last checkpoint at half the learning rate, if that is wanted, possible and not hopeless."""
+        if run is None or self.config.run.on_divergence == "raise" or self.rollbacks >= MAX_ROLLBACKS:
+            raise error
+        rollbacks, seconds = self.rollbacks + 1, self._seconds
+        self._load(run.restore() or {})
+        self.rollbacks, self._seconds = rollbacks, seconds
+        self.learner.learning_rate_scale = 0.5**rollbacks
+        logger.warning("%s; back at step %d, learning rate halved", error, self.learner.steps_done)
+        self._save(run)
 
     def _accumulate(self, terms: Mapping[str, Tensor]) -> None:
         for name, value in terms.items():
@@ -126,6 +166,7 @@ class Trainer:
         epoch_ended = in_epoch == learner.sampler.steps_per_epoch
         if run is not None and (epoch_ended or in_epoch % every == 0):
             means = {f"train/{name}": float(value) / in_epoch for name, value in self._sums.items()}
+            self._health.look(learner.steps_done, {name.removeprefix("train/"): mean for name, mean in means.items()})
             rate = learner.optimizer.param_groups[0]["lr"]
             run.log(learner.steps_done, {"epoch": learner.epoch - epoch_ended, **means, "learning_rate": rate})
         if epoch_ended:
@@ -193,6 +234,7 @@ class Trainer:
             "selection": self._selection.state_dict(),
             "sums": self._sums,
             "seconds": self._seconds,
+            "rollbacks": self.rollbacks,
             "num_classes": self._classes,
             "config": to_yaml(self.config),
         }

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from agents.sb3_config import CONFIG_PACKAGE, AgentConfig
 from astra_env.command_line import run_main
-from astra_env.configuration import build_parser, from_dict, load_config, parse_command_line, to_yaml
-from astra_env.errors import ConfigError, RunDirectoryError
+from astra_env.configuration import build_parser, from_dict, parse_command_line, to_yaml
+from astra_env.errors import ConfigError
+from astra_env.run_configuration import config_of_run
 
 if TYPE_CHECKING:
     from agents.sb3_run import AgentRun
@@ -41,16 +42,13 @@ def main() -> int:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     run_dir = Path(options["run_dir"])
     if options["play"]:
-        return play_one(earlier_config(run_dir), run_dir, options["play_seed"])
-    config = earlier_config(run_dir) if options["resume"] else from_dict(AgentConfig, values)
+        return play_one(config_of_run(AgentConfig, run_dir, package=CONFIG_PACKAGE), run_dir, options["play_seed"])
+    config = (
+        config_of_run(AgentConfig, run_dir, package=CONFIG_PACKAGE)
+        if options["resume"]
+        else from_dict(AgentConfig, values)
+    )
     return train(config, run_dir, resume=options["resume"], progress=not options["quiet"])
-
-
-def earlier_config(run_dir: Path) -> AgentConfig:
-    path = run_dir / "config.yaml"
-    if not path.is_file():
-        raise RunDirectoryError(f"run_dir: there is no run in {run_dir} (no config.yaml); train one first")
-    return load_config(AgentConfig, path, package=CONFIG_PACKAGE)
 
 
 def train(config: AgentConfig, run_dir: Path, *, resume: bool, progress: bool) -> int:

@@ -106,6 +106,7 @@ def supervised_pgd(
     objective: Objective | None = None,
     forward: Callable[[Tensor], Tensor] | None = None,
     autocast: torch.dtype | None = None,
+    on_result: Callable[[AttackResult], None] | None = None,
 ) -> Tensor:
     """Attack a classifier's decisions (PGD, Madry et al. 2018).
 
@@ -124,6 +125,7 @@ def supervised_pgd(
         objective: what to maximise; default cross-entropy against ``labels``.
         forward: how to call the model, when not simply ``model(images)`` (a branch, say).
         autocast: run the model in this dtype.
+        on_result: called with everything the attack leaves behind, the share of images without gradient included.
 
     Returns:
         Adversarial images, like ``images``.
@@ -153,4 +155,7 @@ def supervised_pgd(
     delta = init if init is not None else ball.uniform(images, epsilon, generator)
     goal = objective if objective is not None else CrossEntropy(labels)
     with frozen(model):
-        return perturb(run, images, strategy, goal, norm=ball, delta=delta).adversarial
+        result = perturb(run, images, strategy, goal, norm=ball, delta=delta)
+    if on_result is not None:
+        on_result(result)
+    return result.adversarial

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from astra_env.attacks import Objective, supervised_pgd
+from astra_env.attacks import AttackResult, Objective, supervised_pgd
 from astra_env.errors import ConfigError, InputError
 from rpat.losses import robust_perception_loss
 from rpat.schedules import default_milestones
@@ -71,9 +71,11 @@ class Step:
         average: the averaged network in eval mode; None before it starts.
         generator: source of the attack's random start.
         adversarial: x', set by the trainer from the method's :meth:`Method.attack` before the losses are asked for.
+        zero_gradient_share: share of the images that gave the attack no gradient, on the device; None before it.
     """
 
     adversarial: Tensor
+    zero_gradient_share: Tensor | None = None
 
     def __init__(
         self,
@@ -118,6 +120,10 @@ class Step:
     def mix_logits(self) -> Tensor:
         """z(x_m)."""
         return self.forward(self.model, self.mixed)
+
+    def note_attack(self, result: AttackResult) -> None:
+        """Keep what the attack tells about itself."""
+        self.zero_gradient_share = result.zero_gradient_share
 
     @torch.no_grad()
     def average_logits(self, images: Tensor) -> Tensor:
@@ -186,6 +192,7 @@ class Method:
             generator=step.generator,
             objective=objective,
             autocast=step.autocast,
+            on_result=step.note_attack,
         )
 
 

@@ -179,7 +179,7 @@ def test_unfit_algorithms_and_hyperparameters_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"hyperparameters: .*steps"):
         sb3.make_model("ppo", sb3.make_vec_env(config), config)
     with pytest.raises(InputError, match=r"nowhere\.zip"):
-        sb3.trained("nowhere.zip")
+        sb3.trained("nowhere.zip", trusted=True)
 
 
 class StopAfter:
@@ -246,7 +246,7 @@ def test_a_trained_agent_is_a_policy_for_the_training_script(tmp_path: Path) -> 
     model = sb3.make_model("ppo", sb3.make_vec_env(config), config)
     model.learn(16)
     model.save(tmp_path / "model.zip")
-    policy = agents.make("agents.sb3:trained", path=str(tmp_path / "model.zip"))
+    policy = agents.make("agents.sb3:trained", path=str(tmp_path / "model.zip"), trusted=True)
     learner = ContrastiveLearner(load_config(ExperimentConfig, "tiny"))
     report = interact(learner, policy)
     assert learner.step_count == 1

@@ -1,0 +1,124 @@
+"""Runs scripts in forked children of one process that has imported everything: a real process costs milliseconds.
+
+One JSON object a line on standard input starts a child: ``argv`` (script name and arguments), ``log`` (where its output
+goes), ``delay`` (seconds by which every fsync is slow) and ``die_at`` (the number of the call below, from 1, before which
+the child kills itself with SIGKILL). Answers on standard output: ``{"pid": ...}``, then ``{"pid", "status", "calls"}``
+when it is over; a negative status is the signal that ended it.
+
+The file system calls of a run are its moments of danger; a child counts them and can be killed at each.
+"""
+
+import functools
+import importlib.util
+import json
+import os
+import select
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+CALLS = ("fsync", "replace", "link", "truncate", "unlink")
+
+
+def load(name: str) -> Any:
+    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def inject(count: list[int], delay: float, die_at: int | None) -> None:
+    """Let this process's file system calls be counted, slow or its last."""
+
+    def wrap(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(call)
+        def counted(*arguments: Any, **options: Any) -> Any:
+            count[0] += 1
+            if count[0] == die_at:
+                os.kill(os.getpid(), signal.SIGKILL)
+            if name == "fsync":
+                time.sleep(delay)
+            return call(*arguments, **options)
+
+        return counted
+
+    for name in CALLS:
+        setattr(os, name, wrap(name, getattr(os, name)))
+
+
+def child(request: dict[str, Any], scripts: dict[str, Any], report: int) -> None:
+    output = os.open(request["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    count = [0]
+    inject(count, request.get("delay", 0.0), request.get("die_at"))
+    script, *arguments = request["argv"]
+    sys.argv = [script, *arguments]
+    status = 1
+    try:
+        status = scripts[script].run_main(scripts[script].main)
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os.write(report, json.dumps(count[0]).encode())
+        os._exit(status)
+
+
+def serve() -> None:
+    import matplotlib.pyplot  # noqa: F401
+    import torch
+
+    import agents.sb3_run  # noqa: F401
+    import astra_env.evaluation.runner
+    import astra_env.plotting.training
+    import astra_env.trainer  # noqa: F401
+    from astra_env.data import load_dataset
+
+    torch.set_num_threads(1)
+    load_dataset("digits")
+    from torch.utils.tensorboard import SummaryWriter  # noqa: F401
+
+    scripts = {name: load(name) for name in ("train_astra", "train_rpat", "train_sb3", "evaluate")}
+    running: dict[int, int] = {}
+    say({"ready": True})
+    while True:
+        if select.select([sys.stdin], [], [], 0 if running else None)[0]:
+            line = sys.stdin.readline()
+            if not line:
+                return
+            reading, writing = os.pipe()
+            pid = os.fork()
+            if pid == 0:
+                os.close(reading)
+                child(json.loads(line), scripts, writing)
+            os.close(writing)
+            running[pid] = reading
+            say({"pid": pid})
+        for pid in list(running):
+            done, status = os.waitpid(pid, os.WNOHANG)
+            if done:
+                calls = os.read(running[pid], 32).decode()
+                os.close(running.pop(pid))
+                status = os.waitstatus_to_exitcode(status)
+                say({"pid": pid, "status": status, "calls": json.loads(calls) if calls else None})
+        if running:
+            time.sleep(0.005)
+
+
+def say(message: dict[str, Any]) -> None:
+    sys.__stdout__.write(json.dumps(message) + "\n")  # type: ignore[union-attr]
+    sys.__stdout__.flush()  # type: ignore[union-attr]
+
+
+if __name__ == "__main__":
+    serve()
