@@ -111,6 +111,8 @@ class RunDirectory:
         with self.refusals():
             self._metrics.flush()
             os.fsync(self._metrics.fileno())
+            if self._writer is not None:
+                self._writer.flush()
             data = encode({**state, "metrics_bytes": self._metrics.tell()})
             if keep_as is not None:
                 write_atomically(self.checkpoints / f"{keep_as}.pt", data)

@@ -22,10 +22,12 @@ def acquire(directory: Path) -> None:
         RunDirectoryError: when another process owns it, or one on another host, of which nothing can be known here.
     """
     lock = directory / ".lock"
-    prepared = directory / f".lock.{os.getpid()}.tmp"
+    prepared = directory / f".lock.{socket.gethostname()}.{os.getpid()}.tmp"
     try:
-        prepared.write_text(json.dumps(_this_process()))
         with _alone_on_this_host(directory):
+            for leftover in directory.glob(f".lock.{socket.gethostname()}.*.tmp"):
+                leftover.unlink()
+            prepared.write_text(json.dumps(_this_process()))
             owner = _read(lock)
             if owner is not None and _is_gone(owner):
                 lock.unlink()

@@ -1,13 +1,14 @@
 """Runs scripts in forked children of one process that has imported everything: a real process costs milliseconds.
 
 One JSON object a line on standard input starts a child: ``argv`` (script name and arguments), ``log`` (where its output
-goes), ``delay`` (seconds by which every fsync is slow) and ``die_at`` (the number of the call below, from 1, before which
-the child kills itself with SIGKILL). Answers on standard output: ``{"pid": ...}``, then ``{"pid", "status", "calls"}``
+goes), ``delay`` (seconds by which every fsync is slow) and ``die_at`` (the number of the call below, from 1, before
+which the child kills itself with SIGKILL). Answers on standard output: ``{"pid"}``, then ``{"pid", "status", "calls"}``
 when it is over; a negative status is the signal that ended it.
 
 The file system calls of a run are its moments of danger; a child counts them and can be killed at each.
 """
 
+import contextlib
 import functools
 import importlib.util
 import json
@@ -15,12 +16,13 @@ import os
 import select
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 CALLS = ("fsync", "replace", "link", "truncate", "unlink")
 
 
@@ -88,6 +90,7 @@ def serve() -> None:
     load_dataset("digits")
     from torch.utils.tensorboard import SummaryWriter  # noqa: F401
 
+    warm_up(load("train_astra"))
     scripts = {name: load(name) for name in ("train_astra", "train_rpat", "train_sb3", "evaluate")}
     running: dict[int, int] = {}
     say({"ready": True})
@@ -113,6 +116,14 @@ def serve() -> None:
                 say({"pid": pid, "status": status, "calls": json.loads(calls) if calls else None})
         if running:
             time.sleep(0.005)
+
+
+def warm_up(script: Any) -> None:
+    """Do once what every child would do first."""
+    with tempfile.TemporaryDirectory() as folder, open(os.devnull, "w") as nowhere:
+        sys.argv = ["", "--config", "tiny", "--run_dir", f"{folder}/run", "--quiet", "--learner.total_steps", "2"]
+        with contextlib.redirect_stdout(nowhere):
+            script.main()
 
 
 def say(message: dict[str, Any]) -> None:
