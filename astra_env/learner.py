@@ -29,6 +29,7 @@ from astra_env.state_checks import (
     require_generator_state,
     require_optimizer_state,
     require_scale,
+    require_tensors,
 )
 from astra_env.strategy import AttackStrategy, StrategySpace
 
@@ -182,6 +183,7 @@ class ContrastiveLearner:
         for name in ("target", "optimizer", "sampler", "view_generator", "attack_generator", "step"):
             if name not in state:
                 raise CheckpointError(f"checkpoint: does not fit this learner: {name!r} is missing")
+        require_tensors("target", state["target"], self.target.state_dict())
         require_optimizer_state("optimizer", state["optimizer"], self.optimizer)
         require_generator_state("view_generator", state["view_generator"], self.view_generator)
         require_generator_state("attack_generator", state["attack_generator"], self.attack_generator)

@@ -43,8 +43,8 @@ def load_official(
         allow_missing: prefixes of parts, such as ``("fc.",)`` for a projection head, that are loaded when the
             checkpoint has them whole and otherwise stay as they are.
 
-    Raises CheckpointError that counts and names the missing, unexpected or differently shaped keys, or the tensors
-    that are not finite.
+    Raises CheckpointError that counts and names the missing, unexpected or differently shaped keys, whole numbers in
+    the place of fractions and the like, or the tensors that are not finite.
     """
     expected = model.state_dict()
     given = _rename(_unwrap(state_dict), expected)
@@ -77,12 +77,18 @@ class _Difference:
     missing: list[str]
     unexpected: list[str]
     wrong_shape: list[str]
+    wrong_kind: list[str]
 
     def any(self) -> bool:
-        return bool(self.missing or self.unexpected or self.wrong_shape)
+        return bool(self.missing or self.unexpected or self.wrong_shape or self.wrong_kind)
 
     def __str__(self) -> str:
-        kinds = (("missing", self.missing), ("unexpected", self.unexpected), ("of another shape", self.wrong_shape))
+        kinds = (
+            ("missing", self.missing),
+            ("unexpected", self.unexpected),
+            ("of another shape", self.wrong_shape),
+            ("of another kind", self.wrong_kind),
+        )
         return "; ".join(f"{len(names)} {kind} ({_first(names)})" for kind, names in kinds if names) or "no common name"
 
 
@@ -94,6 +100,13 @@ def _compare(expected: Mapping[str, Tensor], given: Mapping[str, Tensor], strict
             f"{name}: expected {tuple(expected[name].shape)}, got {tuple(tensor.shape)}"
             for name, tensor in given.items()
             if name in expected and tensor.shape != expected[name].shape
+        ],
+        wrong_kind=[
+            f"{name}: expected {expected[name].dtype}, got {tensor.dtype}"
+            for name, tensor in given.items()
+            if name in expected
+            and not name.endswith("num_batches_tracked")  # averaged copies have fractions
+            and tensor.is_floating_point() != expected[name].is_floating_point()
         ],
     )
 
