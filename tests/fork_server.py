@@ -1,10 +1,10 @@
 """Runs scripts in forked children of one process that has imported everything: a real process costs milliseconds.
 
 One JSON object a line on standard input starts a child: ``argv`` (script name and arguments), ``log`` (where its output
-goes), ``delay`` (seconds by which every fsync is slow), ``die_at`` (the number of the call below, from 1, before which
-the child kills itself with SIGKILL), ``wait_at`` (before which it waits for a signal), ``hang_at`` (which takes an hour)
-and ``full_from`` (from which on the disk is full). Answers on standard output: ``{"pid"}``, then ``{"pid", "status", "calls"}`` when it is over; a
-negative status is the signal that ended it.
+goes), ``delay`` (seconds by which every fsync is slow) and the numbers, from 1, of calls below: ``die_at`` (before it
+the child kills itself with SIGKILL), ``wait_at`` (before it the child waits for a signal), ``hang_at`` (it takes an
+hour), ``full_from`` (from it on the disk is full). Answers on standard output: ``{"pid"}``, then
+``{"pid", "status", "calls"}`` when it is over; a negative status is the signal that ended it.
 
 The file system calls of a run are its moments of danger; a child counts them and can be killed at each.
 """
@@ -97,7 +97,7 @@ def serve() -> None:
     import matplotlib.pyplot  # noqa: F401
     import torch
 
-    import agents.sb3_run  # noqa: F401
+    import agents.sb3.run  # noqa: F401
     import astra_env.evaluation.runner
     import astra_env.plotting.training
     import astra_env.trainer  # noqa: F401

@@ -20,8 +20,7 @@ SMALL = {
     "train_astra": ("--config", "tiny", "--run.keep_every", "6", "--probe.enabled", "false"),
     "train_rpat": ("--config", "tiny", "--method", "rebat", "--test.max_images", "16"),
     "train_sb3": ("--config", "tiny", "--total_timesteps", "384", "--checkpoint_every", "128", "--evaluation.seeds=[]"),
-    "evaluate": ("--attacks=pgd,cw", "--head.epochs=2", "--head.augment=false", "--data.max_test_images=32")
-    + ("--attack.steps=2",),
+    "evaluate": ("--attacks=pgd,cw", "--attack.steps=2", "--head.epochs=2", "--data.max_test_images=32"),
 }
 KILLS_AT_TIMES = {"train_astra": 6, "train_rpat": 3, "train_sb3": 3, "evaluate": 3}
 KILLS_IN_WRITING = {"train_astra": 8, "train_rpat": 4, "train_sb3": 2, "evaluate": 4}
@@ -157,7 +156,7 @@ def test_a_signal_ends_an_evaluation_which_the_same_command_continues(children, 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_second_signal_ends_a_real_process_at_once(children, job, whole, tmp_path, number):
-    """The process hangs in an fsync that takes an hour; the first signal asks it to finish that, the next ones insist."""
+    """It hangs in a call that takes an hour; the first signal asks it to finish that, the next ones insist."""
     run = job("train_astra", tmp_path / "run")
     pid = children.start(*run.arguments(), log=run.log, hang_at=20)
     wait_for(lambda: "hangs" in run.said())
