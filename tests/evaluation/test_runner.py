@@ -11,7 +11,7 @@ from random_weights import randomized
 from astra_env.checkpoint import save_checkpoint
 from astra_env.configuration import load_config
 from astra_env.data import label_fraction, split_validation
-from astra_env.errors import CheckpointError, ConfigError
+from astra_env.errors import CheckpointError, ConfigError, DataError
 from astra_env.evaluation import clean_accuracy, linear_probe, robust_accuracy
 from astra_env.evaluation.batches import take
 from astra_env.evaluation.config import EvaluationConfig
@@ -109,6 +109,12 @@ def test_more_can_be_measured_into_the_same_file_but_never_under_other_condition
         evaluate(config(seed=1), [run], tmp_path)
 
 
+def test_an_attempt_that_measured_nothing_binds_no_later_one(run, tmp_path):
+    with pytest.raises(DataError, match="leaves none"):
+        evaluate(config(label_fraction=1e-4), [run], tmp_path)
+    assert evaluate(config(label_fraction=0.5), [run], tmp_path)["conditions"]["label_fraction"] == 0.5
+
+
 def test_results_of_other_weights_are_not_continued(tmp_path):
     folder = write_run(tmp_path / "run", seeds=(0,))
     evaluate(config(), [folder], tmp_path / "out")
@@ -175,6 +181,31 @@ def test_the_slice_that_a_run_held_out_itself_is_used_again(digits, tmp_path):
     expected = split_validation(digits[0], 50, derive_seed(3, "split"))[1]
     assert torch.equal(held_out.images, expected.images)
     assert len(rest) == len(digits[0]) - 50
+
+
+def test_the_slice_held_out_of_a_part_of_the_training_images_is_found_again(tmp_path):
+    from rpat.config import RPATConfig
+    from rpat.trainer import load_splits
+
+    from astra_env.data import load_dataset
+    from astra_env.evaluation.runner import held_out_slice
+
+    run = write_run(
+        tmp_path / "run",
+        settings={
+            "data": {"name": "digits", "root": "data", "image_size": 8, "max_images": 200},
+            "validation": {"size": 40},
+        },
+    )
+    trained = load_config(
+        RPATConfig,
+        {"data": {"name": "digits", "image_size": 8, "max_images": 200}, "validation": {"size": 40}, "seed": 3},
+        package="rpat.configs",
+    ).resolved()
+    fitted, expected, _ = load_splits(trained, torch.device("cpu"))
+    rest, held_out = held_out_slice(config(), load_network(run), load_dataset("digits", image_size=8))
+    assert torch.equal(held_out.images, expected.images)
+    assert torch.equal(rest.images, fitted.images)
 
 
 def test_adversarial_fine_tuning_is_kept_and_not_repeated(run, tmp_path):
