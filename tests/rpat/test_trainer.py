@@ -258,6 +258,14 @@ def test_command_line_tells_bad_input_in_one_line_and_exits_with_two(options, me
     assert error.count("\n") == 1
 
 
+def test_command_line_warns_in_one_line_once(tmp_path, capsys):
+    options = ("--config", "tiny", "--step_size", "9/255", "--epochs", 1, "--optimizer.milestones", "[]")
+    assert run_script(*options, "--ema.enabled", "false", "--run_dir", tmp_path) == 0
+    lines = [line for line in capsys.readouterr().err.splitlines() if "step_size" in line]
+    assert len(lines) == 1
+    assert lines[0].startswith("warning: step_size: 9/255 is larger than epsilon 8/255")
+
+
 def test_runs_meet_in_one_trade_off_figure(tmp_path):
     from rpat.tradeoff import plot_runs, read_points
 
