@@ -44,9 +44,7 @@ def main() -> int:
     progress = not options["quiet"]
     hooks = {"perception": perception_hook(config, out, progress)} if options["perception"] else {}
     try:
-        results = evaluate(
-            config, options["checkpoints"], out, every=options["every"], hooks=hooks, progress=progress
-        )
+        results = evaluate(config, options["checkpoints"], out, every=options["every"], hooks=hooks, progress=progress)
     except KeyboardInterrupt:
         write_partial(out)
         return EXIT_INTERRUPTED

@@ -67,6 +67,8 @@ def evaluate(
     if config.corruptions is not None:
         check_folder(config.corruptions)
     train, test = images_of(config)
+    if config.corruptions is not None:
+        check_folder(config.corruptions, tuple(test.images.shape[2:]))
     results = ResultFile(out, conditions_of(config, every))
     results.values["config"] = to_dict(config)
     folder = Path(out)

@@ -155,6 +155,12 @@ def test_the_learning_rate_is_chosen_on_held_out_training_images_alone(run, digi
     assert scores["0.3"]["total"] == 144
 
 
+def test_no_state_of_head_training_is_left_behind(run, tmp_path):
+    settings = config(label_fraction=0.1, **{"head.learning_rate": [0.1, 0.3], "head.augment": True})
+    evaluate(settings, [run], tmp_path)
+    assert [path.suffixes for path in (tmp_path / "models").iterdir()] == [[".pt"]]
+
+
 def test_every_kept_checkpoint_is_measured_and_held_out_images_choose(run, digits, tmp_path):
     found = evaluate(config(**{"head.epochs": 10}), [run], tmp_path, every=True)
     assert [record["epoch"] for record in found["networks"].values()] == [10, 20]
@@ -184,11 +190,10 @@ def test_the_slice_that_a_run_held_out_itself_is_used_again(digits, tmp_path):
 
 
 def test_the_slice_held_out_of_a_part_of_the_training_images_is_found_again(tmp_path):
-    from rpat.config import RPATConfig
-    from rpat.trainer import load_splits
-
     from astra_env.data import load_dataset
     from astra_env.evaluation.runner import held_out_slice
+    from rpat.config import RPATConfig
+    from rpat.trainer import load_splits
 
     run = write_run(
         tmp_path / "run",
