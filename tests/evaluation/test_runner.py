@@ -161,6 +161,22 @@ def test_no_state_of_head_training_is_left_behind(run, tmp_path):
     assert [path.suffixes for path in (tmp_path / "models").iterdir()] == [[".pt"]]
 
 
+def test_the_report_warns_of_gradients_that_tell_nothing(tmp_path):
+    pytest.importorskip("pyautoattack")
+    network = randomized(resnet18(10, width=4))
+    with torch.no_grad():
+        network.linear.weight.zero_()
+        network.linear.bias.copy_(torch.arange(10) == 0)
+    torch.save(network.state_dict(), tmp_path / "always_zero.pt")
+    settings = config(attacks=["pgd", "autoattack_quick"], **{"data.name": "digits"})
+    found = evaluate(settings, [tmp_path / "always_zero.pt"], tmp_path / "out")
+    name = "AutoAttack subset (APGD only) linf 8/255"
+    measured = found["networks"]["always_zero"]["measurements"][name]
+    assert measured["correct"] > 0
+    assert any("zero gradient" in warning for warning in measured["warnings"])
+    assert f"## Warnings\n\n- always_zero, {name}: {measured['warnings'][0]}" in markdown(found)
+
+
 def test_every_kept_checkpoint_is_measured_and_held_out_images_choose(run, digits, tmp_path):
     found = evaluate(config(**{"head.epochs": 10}), [run], tmp_path, every=True)
     assert [record["epoch"] for record in found["networks"].values()] == [10, 20]
