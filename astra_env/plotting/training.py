@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from astra_env.plotting.style import new_figure, save
 from astra_env.strategy import PARAMETERS, StrategySpace
@@ -87,6 +88,7 @@ def supervised_figure(metrics: Sequence[dict[str, Any]]) -> Figure:
             axis.legend(fontsize=8, frameon=False)
     axes[0].set(xlabel="step", title="losses")
     axes[1].set(xlabel="epoch", ylabel="accuracy (%)", title="validation", ylim=(0, 100))
+    axes[1].xaxis.set_major_locator(MaxNLocator(integer=True))
     return figure
 
 
