@@ -226,3 +226,19 @@ def test_the_fine_tuning_attack_drives_the_branches_apart_within_its_radius(targ
     still = trades_attack(classifier, images, labels, TrainingAttack(steps=0), torch.Generator().manual_seed(0))
     inside = (still > 0) & (still < 1)
     assert 0 < float((still - images)[inside].std()) < 0.002
+
+
+def test_features_of_the_plain_protocol_are_extracted_once(target, digits):
+    train = digits[0].subset(torch.arange(64))
+    target.__class__ = _Breaks
+    _Breaks.calls = 2  # two batches, however many epochs follow
+    linear_probe(target, train, epochs=5, batch_size=32, augment=False)
+    assert _Breaks.calls == 0
+
+
+def test_the_probing_benchmark_times_the_default_recipe_on_features_of_the_size_asked_for():
+    from astra_env.benchmarking.probing import measure
+
+    found = measure(images=40, dimensions=20, epochs=2)
+    assert (found["features"], found["epochs"], found["batch_size"]) == ([40, 20], 2, 512)
+    assert found["seconds"] > 0
