@@ -1,6 +1,7 @@
 """A whole supervised run: epochs, validation, selection, checkpoints, metrics, the final measurement."""
 
 import logging
+import sys
 import time
 from collections.abc import Mapping
 from contextlib import nullcontext
@@ -114,7 +115,12 @@ class Trainer:
                 return self._summary(finished=False)
             summary = self._summary(finished=True) | {"test": self._measure()}
             if run is not None:
+                from astra_env.plotting.style import save
+                from astra_env.plotting.training import supervised_figure
+
                 run.write_summary(summary)
+                with run.refusals():
+                    save(supervised_figure(run.metrics()), run.path / "losses.png")
             return summary
 
     def selected(self) -> nn.Module:
@@ -204,13 +210,21 @@ class Trainer:
         settings = self.config.test
         if not settings.enabled:
             return {}
-        network = self.selected()
-        clean = clean_accuracy(network, self.test, batch_size=settings.batch_size, max_images=settings.max_images)
-        robust = self._under_attack(network, self.test, settings.steps, settings.batch_size, settings.max_images)
+        network, bar = self.selected(), self.config.run.progress and sys.stderr.isatty()
+        size, limit = settings.batch_size, settings.max_images
+        clean = clean_accuracy(network, self.test, batch_size=size, max_images=limit, progress=bar)
+        robust = self._under_attack(network, self.test, settings.steps, size, limit, progress=bar)
         return {"clean": clean.as_dict(), f"pgd_{settings.steps}": robust.as_dict()}
 
     def _under_attack(
-        self, network: nn.Module, images: ImageDataset, steps: int, batch_size: int, max_images: int | None
+        self,
+        network: nn.Module,
+        images: ImageDataset,
+        steps: int,
+        size: int,
+        limit: int | None,
+        *,
+        progress: bool = False,
     ) -> Any:
         """Return the accuracy under PGD at training's radius; the random start is the same in every epoch."""
         budget = self.config.budget
@@ -221,9 +235,10 @@ class Trainer:
             step_size=budget.step_size,
             steps=steps,
             norm=budget.norm,
-            batch_size=batch_size,
+            batch_size=size,
             seed=derive_seed(self.config.seed, "validation"),
-            max_images=max_images,
+            max_images=limit,
+            progress=progress,
         )
 
     def _save(self, run: RunDirectory | None, keep_as: str | None = None) -> None:

@@ -42,8 +42,8 @@ def main() -> int:
     out = Path(options["out"])
     from astra_env.evaluation.runner import evaluate
 
-    hooks = {"perception": perception_hook(config, out)} if options["perception"] else {}
     progress = not options["quiet"]
+    hooks = {"perception": perception_hook(config, out, progress)} if options["perception"] else {}
     with breaking_off():
         try:
             results = evaluate(
@@ -66,7 +66,7 @@ def with_lists(arguments: Sequence[str]) -> list[str]:
     return separate
 
 
-def perception_hook(config: EvaluationConfig, out: Path) -> Any:
+def perception_hook(config: EvaluationConfig, out: Path, progress: bool) -> Any:
     """Return RPAT's perception analysis as a hook; raises ConfigError when this installation has none."""
     try:
         from rpat.perception import analyse, write_perception
@@ -83,6 +83,7 @@ def perception_hook(config: EvaluationConfig, out: Path) -> Any:
             norm=config.attack.norm,
             batch_size=config.attack.batch_size,
             seed=config.seed,
+            progress=progress,
         )
         write_perception(found, out / "perception" / name.replace("/", "_"), title=name)
         return found.as_dict()

@@ -68,9 +68,9 @@ def evaluate(
     loaded = with_unique_names(loaded)
     for network in loaded:
         protocol_of(config, network)
-    if config.corruptions is not None:
-        check_folder(config.corruptions)
     train, test = images_of(config)
+    if config.corruptions is not None:
+        check_folder(config.corruptions, tuple(test.images.shape[2:]))
     with owned(Path(out), "out", FOLDERS):
         return _measure_all(config, loaded, train, test, Path(out), device, every, hooks or {}, progress)
 
@@ -149,10 +149,13 @@ def held_out_slice(
     config: EvaluationConfig, network: LoadedNetwork, train: ImageDataset
 ) -> tuple[ImageDataset, ImageDataset]:
     """Return (training images, held-out images); the slice is the one the run itself held out, where it did."""
-    section = network.run.get("validation") or {}
-    if "size" in section and not (network.run.get("data") or {}).get("max_images"):
-        return split_validation(train, int(section["size"]), derive_seed(int(network.run["seed"]), "split"))
-    return split_validation(train, round(config.data.validation_fraction * len(train)), config.seed)
+    section, seed = network.run.get("validation") or {}, int(network.run.get("seed") or 0)
+    if "size" not in section:
+        return split_validation(train, round(config.data.validation_fraction * len(train)), config.seed)
+    subset = (network.run.get("data") or {}).get("max_images")
+    if subset is not None and subset < len(train):
+        train = split_validation(train, int(subset), derive_seed(seed, "subset"))[1]
+    return split_validation(train, int(section["size"]), derive_seed(seed, "split"))
 
 
 def with_unique_names(networks: list[LoadedNetwork]) -> list[LoadedNetwork]:

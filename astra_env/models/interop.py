@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from astra_env.errors import CheckpointError
+from astra_env.errors import CheckpointError, KeysDiffer
 from astra_env.models.layers import Network
 
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "P_state", "target")
@@ -43,8 +43,10 @@ def load_official(
         allow_missing: prefixes of parts, such as ``("fc.",)`` for a projection head, that are loaded when the
             checkpoint has them whole and otherwise stay as they are.
 
-    Raises CheckpointError that counts and names the missing, unexpected or differently shaped keys, whole numbers in
-    the place of fractions and the like, or the tensors that are not finite.
+    Raises:
+        KeysDiffer: its text counts the missing, unexpected and differently shaped keys, and whole numbers in the place of
+            fractions and the like, and names the first of each; its attributes hold all of them.
+        CheckpointError: for what is no state dict, and for tensors that are not finite.
     """
     expected = model.state_dict()
     given = _rename(_unwrap(state_dict), expected)
@@ -56,9 +58,12 @@ def load_official(
     difference = _compare(expected, given, strict=strict)
     shared = {name: tensor for name, tensor in given.items() if name in expected}
     if difference.any() or not shared:
-        raise CheckpointError(
+        raise KeysDiffer(
             f"state_dict: does not fit {type(model).__name__}: {difference}; build the network with the checkpoint's "
-            'sizes and norms, or name parts that may stay as they are, such as allow_missing=("fc.",)'
+            'sizes and norms, or name parts that may stay as they are, such as allow_missing=("fc.",)',
+            missing=difference.missing,
+            unexpected=difference.unexpected,
+            wrong_shape=difference.wrong_shape,
         )
     _require_finite(shared)
     model.load_state_dict(shared, strict=False)

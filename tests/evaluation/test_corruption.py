@@ -7,7 +7,8 @@ from torch import nn
 
 from astra_env.errors import DataError
 from astra_env.evaluation import corruption_accuracy
-from astra_env.evaluation.corruption import EXTRA, STANDARD, read_corruption
+from astra_env.evaluation.corruption import EXTRA, STANDARD, check_folder, read_corruption
+from astra_env.evaluation.parts import Parts
 
 CLASSES = tuple("0123456789")
 IMAGES = 4
@@ -67,6 +68,41 @@ def test_a_missing_file_is_named_before_any_work(folder):
     (folder / "zoom_blur.npy").unlink()
     with pytest.raises(DataError, match=r"zoom_blur\.npy: missing; point --corruptions"):
         corruption_accuracy(ReadsFirstPixel(), folder, CLASSES)
+
+
+def test_images_of_another_size_than_the_test_images_are_refused(folder):
+    assert len(check_folder(folder, (8, 8))) == 16
+    with pytest.raises(
+        DataError, match=r"expected images of 16x16 pixels like the test images, got 8x8; .*image_size 8"
+    ):
+        check_folder(folder, (16, 16))
+
+
+def test_what_was_measured_before_an_interruption_is_not_measured_again(folder, tmp_path):
+    class Counts(ReadsFirstPixel):
+        left = 40
+
+        def forward(self, images):
+            self.left -= 1
+            if self.left < 0:
+                raise KeyboardInterrupt
+            return super().forward(images)
+
+    path, model = tmp_path / "unfinished" / "parts.json", Counts()
+    whole = corruption_accuracy(ReadsFirstPixel(), folder, CLASSES)
+    with pytest.raises(KeyboardInterrupt):
+        corruption_accuracy(model, folder, CLASSES, remember=Parts(path, "me"))
+    model.left = 16 * 5 - 40
+    parts = Parts(path, "me")
+    assert corruption_accuracy(model, folder, CLASSES, remember=parts) == whole
+    model.left = 0
+    with pytest.raises(KeyboardInterrupt):
+        corruption_accuracy(model, folder, CLASSES, remember=Parts(path, "another model"))
+    path.write_text("{torn")
+    with pytest.raises(KeyboardInterrupt):
+        corruption_accuracy(model, folder, CLASSES, remember=Parts(path, "me"))
+    parts.finish()
+    assert not path.exists()
 
 
 @pytest.mark.parametrize(
