@@ -119,7 +119,7 @@ class ContrastiveLearner:
         Waits for the device once, to learn how many steps each attack has.
         """
         views = self.views()
-        strategy = _for_every_view(strategy, len(views), self.device)
+        strategy = strategy.for_each(len(views), self.device)
         attack = self._attack(views, strategy) if self.objective.attacked else None
         reward, reward_terms = self._reward(views, strategy, attack)
         adversarial = views if attack is None else attack.adversarial
@@ -291,15 +291,6 @@ def _make_augment(config: ExperimentConfig, native_size: int) -> SimCLRAugment:
         jitter=options.jitter,
         jitter_probability=options.jitter_probability,
         grayscale_probability=options.grayscale_probability,
-    )
-
-
-def _for_every_view(strategy: AttackStrategy, count: int, device: torch.device) -> AttackStrategy:
-    strategy = strategy.to(device)
-    if len(strategy) != 1:
-        return strategy
-    return AttackStrategy(
-        strategy.epsilon.expand(count), strategy.steps.expand(count), strategy.step_size.expand(count)
     )
 
 
