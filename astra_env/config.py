@@ -80,18 +80,26 @@ class StrategyConfig:
 
 @dataclass
 class LearnerConfig:
-    """Self-supervised adversarial training of the target network."""
+    """Adversarial training of the target network.
 
+    Batch size, length, learning rate, momentum, weight decay, reward, precision and memory order are every learner's;
+    the other fields are the contrastive one's.
+    """
+
+    kind: str = "contrastive"
+    """Who trains: contrastive, supervised (a classifier, by the methods of package rpat) or module:Class."""
+    kind_args: dict[str, Any] = field(default_factory=dict)
+    """Settings of that learner; contrastive has none, supervised takes those of rpat, such as {method: trades}."""
     objective: str = "astra"
     """astra (clean, adversarial and mixed NT-Xent) or simclr (clean views only, no attack)."""
     batch_size: int = 512
-    """Images per step; each gives two views."""
+    """Images per step; each gives two views in contrastive training."""
     epochs: int = 1000
     """Length of the training in epochs."""
     total_steps: int | None = None
     """Length of the training in steps; when given, epochs is ignored."""
     learning_rate: float = 5.0
-    """LARS learning rate after warm-up."""
+    """Highest learning rate: of LARS after warm-up (contrastive), of SGD at the start (supervised)."""
     momentum: float = 0.9
     """Momentum of the optimiser."""
     weight_decay: float = 1e-6
@@ -107,7 +115,8 @@ class LearnerConfig:
     mixed_weight: float = 0.5
     """Weight w of the mixed loss."""
     reward: str = "astra"
-    """astra, per_view, vs_fixed, cost_aware, constant or module:attribute."""
+    """astra, per_view, vs_fixed, cost_aware, constant or module:attribute; supervised: adv_loss_gain, look_ahead,
+    constant or module:attribute."""
     reward_args: dict[str, Any] = field(default_factory=dict)
     """Arguments of the reward."""
     precision: str = "fp32"
@@ -134,10 +143,10 @@ class EnvConfig:
 
 @dataclass
 class ProbeConfig:
-    """The linear probe at the end of a run."""
+    """The measurement at the end of a run: a linear probe of an encoder, a classifier as it is."""
 
     enabled: bool = True
-    """Run the probe when the training is finished."""
+    """Measure when the training is finished."""
     epochs: int = 25
     """Epochs of the linear classifier."""
     learning_rate: float = 0.01
@@ -147,9 +156,9 @@ class ProbeConfig:
     augment: bool = True
     """Crop and flip the training images (features are then extracted every epoch), or probe fixed features."""
     epsilon: list[float | str] = field(default_factory=lambda: ["8/255"])
-    """Radii of the PGD attack on the probe."""
+    """Radii of the PGD attack on the test images."""
     steps: int = 20
-    """Steps of the PGD attack on the probe."""
+    """Steps of that attack."""
     max_test_images: int | None = None
     """Attack a seeded sample of this many test images; default all."""
 
@@ -198,8 +207,12 @@ class ExperimentConfig:
     def validate(self) -> None:
         """Raise ConfigError naming the first field whose value cannot be used."""
         learner = self.learner
-        if learner.batch_size < 4 or learner.batch_size % 2:
+        if learner.kind != "contrastive":
+            _at_least("learner.batch_size", learner.batch_size, 2)
+        elif learner.batch_size < 4 or learner.batch_size % 2:
             raise ConfigError(f"learner.batch_size: expected an even integer >= 4, got {learner.batch_size}")
+        elif learner.kind_args:
+            raise ConfigError(f"learner.kind_args: contrastive takes none, got {', '.join(map(str, learner.kind_args))}")
         _at_least("learner.epochs", learner.epochs, 1)
         if learner.total_steps is not None:
             _at_least("learner.total_steps", learner.total_steps, 1)

@@ -41,7 +41,7 @@ class HealthWatch:
                 f"step {step}: {100 * share:.0f} % of the attacked images have no gradient, so the attack does not "
                 "move them; is the loss saturated, or the network's output constant?",
             )
-        if scalars.get("uniformity", -1.0) > CONSTANT_UNIFORMITY or scalars.get("logit_spread", 1.0) <= 0:
+        if _constant(scalars):
             self._tell(
                 "constant",
                 f"step {step}: the network gives practically the same output for every image; it learns nothing like "
@@ -52,3 +52,10 @@ class HealthWatch:
         if sign not in self._told:
             self._told.add(sign)
             logger.warning("%s", message)
+
+
+def _constant(scalars: Mapping[str, float]) -> bool:
+    """Whether the outputs hardly differ; an untrained classifier's logits nearly coincide, so only equal ones count."""
+    if "logit_spread" in scalars:
+        return scalars["logit_spread"] <= 0
+    return scalars.get("uniformity", -1.0) > CONSTANT_UNIFORMITY

@@ -1,9 +1,10 @@
 """Self-supervised adversarial training, one minibatch at a time, under attacks that somebody else chooses."""
 
 import copy
+import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -19,6 +20,7 @@ from astra_env.models import TargetNetwork, load_official, target_resnet18
 from astra_env.models.folded import FoldedTarget
 from astra_env.objectives import OBJECTIVES
 from astra_env.optim import LARS, warmup_cosine
+from astra_env.protocols import Learner
 from astra_env.report import StepReport
 from astra_env.rewards import RewardInputs, VersusFixed, make_reward
 from astra_env.seeding import derive_seed, generator
@@ -34,7 +36,7 @@ from astra_env.state_checks import (
 from astra_env.strategy import AttackStrategy, StrategySpace
 
 
-class ContrastiveLearner:
+class ContrastiveLearner(Learner):
     """Trains a target network by contrastive learning on clean and attacked views (ASTrA 2025; DESIGN section 4).
 
     The same seed and configuration give the same training; every random number comes from the learner's own
@@ -47,6 +49,9 @@ class ContrastiveLearner:
     Raises:
         ConfigError, DataError: naming the field that cannot be used.
     """
+
+    split: ClassVar[str] = "pretrain"
+    classifies: ClassVar[bool] = False
 
     def __init__(self, config: ExperimentConfig, dataset: ImageDataset | None = None) -> None:
         self.config = config
@@ -76,20 +81,35 @@ class ContrastiveLearner:
         self._views: Tensor | None = None
         self._before_views: dict[str, Any] = {}
 
+    @classmethod
+    def views_per_image(cls, config: ExperimentConfig) -> int:
+        """Two, rows 2k and 2k+1 of a minibatch."""
+        return 2
+
+    @classmethod
+    def view_size(cls, config: ExperimentConfig, dataset: ImageDataset) -> int:
+        """Side of the views in pixels."""
+        return config.views.size or dataset.images.shape[-1]
+
     @property
     def steps_per_epoch(self) -> int:
         """Minibatches in one pass over the images."""
         return self.sampler.steps_per_epoch
 
     @property
-    def views_per_step(self) -> int:
-        """Views in one minibatch: two per image."""
-        return 2 * self.config.learner.batch_size
+    def loss_scales(self) -> Mapping[str, float]:
+        """NT-Xent of features that carry no information: log of the number of other views."""
+        views = self.views_per_step
+        return {
+            "clean_loss": math.log(views - 1),
+            "adv_loss": math.log(views - 1),
+            "mixed_loss": math.log(2 * views - 1),
+        }
 
     @property
-    def finished(self) -> bool:
-        """Whether the training budget is used up."""
-        return self.step_count >= self.total_steps
+    def branch(self) -> str:
+        """The branch that the objective trains for use."""
+        return self.objective.branch
 
     @property
     def learning_rate(self) -> float:
@@ -120,7 +140,7 @@ class ContrastiveLearner:
         Waits for the device once, to learn how many steps each attack has.
         """
         views = self.views()
-        strategy = _for_every_view(strategy, len(views), self.device)
+        strategy = strategy.for_each(len(views), self.device)
         attack = self._attack(views, strategy) if self.objective.attacked else None
         reward, reward_terms = self._reward(views, strategy, attack)
         adversarial = views if attack is None else attack.adversarial
@@ -293,15 +313,6 @@ def _make_augment(config: ExperimentConfig, native_size: int) -> SimCLRAugment:
         jitter=options.jitter,
         jitter_probability=options.jitter_probability,
         grayscale_probability=options.grayscale_probability,
-    )
-
-
-def _for_every_view(strategy: AttackStrategy, count: int, device: torch.device) -> AttackStrategy:
-    strategy = strategy.to(device)
-    if len(strategy) != 1:
-        return strategy
-    return AttackStrategy(
-        strategy.epsilon.expand(count), strategy.steps.expand(count), strategy.step_size.expand(count)
     )
 
 

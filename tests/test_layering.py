@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 BELOW_ENVS = (
-    "strategy", "losses", "rewards", "attacks", "augment", "data", "models", "optim", "objectives", "learner",
+    "strategy", "losses", "rewards", "attacks", "augment", "data", "models", "optim", "objectives", "learner", "learners",
     "config", "configuration", "checkpoint", "run_directory", "trainer", "interaction", "protocols", "report",
     "evaluation", "plotting", "seeding", "devices", "errors", "registry", "interrupts", "strategy_counts",
 )  # fmt: skip
@@ -17,7 +17,7 @@ LEVELS = [
     {"errors", "registry", "seeding", "devices", "interrupts", "checkpoint"},
     {"strategy", "losses", "optim", "config", "configuration"},
     {"attacks", "augment", "models", "data", "rewards", "objectives", "report", "protocols", "run_directory"},
-    {"learner", "interaction", "strategy_counts"},
+    {"learner", "learners", "interaction", "strategy_counts"},
     {"evaluation", "envs"},
 ]
 
