@@ -121,7 +121,7 @@ class ContrastiveLearner:
             views = self.augment(self.dataset.gather(indices, self.device))
             if self.config.learner.channels_last:
                 views = views.to(memory_format=torch.channels_last)
-            self._batch = Batch(views, indices)
+            self._batch = Batch(views, indices, self.step_count)
         return self._batch
 
     def augment(self, images: Tensor) -> Tensor:
@@ -255,7 +255,8 @@ class ContrastiveLearner:
                 outputs = objective.outputs(views, objective.clean_branch)
             clean = objective.features(outputs.float())
         adv = objective.features(attack.outputs)
-        inputs = RewardInputs(clean, adv, strategy, self.config.learner.temperature, reference)
+        temperature, loss = self.config.learner.temperature, objective.reward_loss(batch)
+        inputs = RewardInputs(clean, adv, strategy, temperature, reference, loss)
         return self.reward(inputs), inputs.terms()
 
     def _differentiate(self, loss: Tensor) -> Tensor:

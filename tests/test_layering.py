@@ -15,9 +15,10 @@ BELOW_ENVS = (
 )  # fmt: skip
 LEVELS = [
     {"errors", "registry", "seeding", "devices", "interrupts", "checkpoint"},
-    {"strategy", "losses", "optim", "config", "configuration"},
-    {"attacks", "augment", "models", "data", "rewards", "objectives", "report", "protocols", "run_directory"},
-    {"building", "learner", "interaction", "strategy_counts"},
+    {"strategy", "losses", "optim", "config", "configuration", "clustering"},
+    {"attacks", "augment", "models", "data", "rewards", "objectives", "building", "report", "protocols"},
+    {"run_directory"},
+    {"learner", "interaction", "strategy_counts"},
     {"evaluation", "envs"},
 ]
 
