@@ -91,15 +91,19 @@ class LearnerConfig:
     kind_args: dict[str, Any] = field(default_factory=dict)
     """Settings of that learner; contrastive has none, supervised takes those of rpat, such as {method: trades}."""
     objective: str = "astra"
-    """astra (clean, adversarial and mixed NT-Xent) or simclr (clean views only, no attack)."""
+    """astra, acl, dynacl, rocl, advcl, deacl, barlow, simclr (clean views only, no attack) or module:Class."""
+    objective_args: dict[str, Any] = field(default_factory=dict)
+    """Arguments of the objective."""
     batch_size: int = 512
     """Images per step; each gives two views in contrastive training."""
     epochs: int = 1000
     """Length of the training in epochs."""
     total_steps: int | None = None
     """Length of the training in steps; when given, epochs is ignored."""
+    optimizer: str = "lars"
+    """lars or sgd, both with momentum."""
     learning_rate: float = 5.0
-    """Highest learning rate: of LARS after warm-up (contrastive), of SGD at the start (supervised)."""
+    """Highest learning rate: after warm-up (contrastive), of SGD at the start (supervised)."""
     momentum: float = 0.9
     """Momentum of the optimiser."""
     weight_decay: float = 1e-6
@@ -113,7 +117,7 @@ class LearnerConfig:
     temperature: float = 0.5
     """Temperature of NT-Xent."""
     mixed_weight: float = 0.5
-    """Weight w of the mixed loss."""
+    """Weight w of the mixed loss of astra and barlow."""
     reward: str = "astra"
     """astra, per_view, vs_fixed, cost_aware, constant or module:attribute; supervised: adv_loss_gain, look_ahead,
     constant or module:attribute."""
@@ -212,7 +216,9 @@ class ExperimentConfig:
         elif learner.batch_size < 4 or learner.batch_size % 2:
             raise ConfigError(f"learner.batch_size: expected an even integer >= 4, got {learner.batch_size}")
         elif learner.kind_args:
-            raise ConfigError(f"learner.kind_args: contrastive takes none, got {', '.join(map(str, learner.kind_args))}")
+            raise ConfigError(
+                f"learner.kind_args: contrastive takes none, got {', '.join(map(str, learner.kind_args))}"
+            )
         _at_least("learner.epochs", learner.epochs, 1)
         if learner.total_steps is not None:
             _at_least("learner.total_steps", learner.total_steps, 1)
@@ -220,6 +226,7 @@ class ExperimentConfig:
         _positive("learner.temperature", learner.temperature)
         _positive("learner.mixed_weight", learner.mixed_weight, allow_zero=True)
         _positive("learner.warmup_epochs", learner.warmup_epochs, allow_zero=True)
+        _one_of("learner.optimizer", learner.optimizer, ("lars", "sgd"))
         _one_of("learner.precision", learner.precision, ("fp32", "bf16"))
         _one_of("target.norm", self.target.norm, ("branch", "single", "group"))
         _one_of("target.stem", self.target.stem, ("cifar", "imagenet"))

@@ -114,6 +114,7 @@ class Trainer:
             "final": metrics[-1] if metrics else {},
             "measured": "classifier" if self.learner.classifies else "linear probe",
             "probe": None if result is None else probe_summary(result),
+            "attack_steps": int(self.learner.attack_steps),
             "rollbacks": self.rollbacks,
             "parameters": sum(p.numel() for p in self.learner.target.parameters()),
             "timing": self._timing(),

@@ -9,14 +9,16 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 BELOW_ENVS = (
-    "strategy", "losses", "rewards", "attacks", "augment", "data", "models", "optim", "objectives", "learner", "learners",
+    "strategy", "losses", "rewards", "attacks", "augment", "data", "models", "optim", "objectives", "learner",
     "config", "configuration", "checkpoint", "run_directory", "trainer", "interaction", "protocols", "report",
-    "evaluation", "plotting", "seeding", "devices", "errors", "registry", "interrupts", "strategy_counts",
+    "evaluation", "plotting", "seeding", "devices", "errors", "registry", "interrupts", "strategy_counts", "building",
+    "learners",
 )  # fmt: skip
 LEVELS = [
     {"errors", "registry", "seeding", "devices", "interrupts", "checkpoint"},
-    {"strategy", "losses", "optim", "config", "configuration"},
-    {"attacks", "augment", "models", "data", "rewards", "objectives", "report", "protocols", "run_directory"},
+    {"strategy", "losses", "optim", "config", "configuration", "clustering"},
+    {"attacks", "augment", "models", "data", "rewards", "objectives", "building", "report", "protocols"},
+    {"run_directory"},
     {"learner", "learners", "interaction", "strategy_counts"},
     {"evaluation", "envs"},
 ]

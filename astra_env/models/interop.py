@@ -44,8 +44,8 @@ def load_official(
             checkpoint has them whole and otherwise stay as they are.
 
     Raises:
-        KeysDiffer: its text counts the missing, unexpected and differently shaped keys, and whole numbers in the place of
-            fractions and the like, and names the first of each; its attributes hold all of them.
+        KeysDiffer: its text counts the missing, unexpected and differently shaped keys, and whole numbers in the place
+            of fractions and the like, and names the first of each; its attributes hold all of them.
         CheckpointError: for what is no state dict, and for tensors that are not finite.
     """
     expected = model.state_dict()
