@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from astra_env.config import COMPILE_MODES
 from astra_env.errors import ConfigError
 
-MODES = ("none", "default", "reduce-overhead", "max-autotune")
 BUCKETS = 4
 """Batch sizes that are compiled: more waste less on padding and take longer to start."""
 
@@ -41,8 +41,8 @@ class Compiled:
     def __init__(
         self, forward: Callable[[Tensor], Tensor], largest: int, mode: str = "default", backend: Any = "inductor"
     ) -> None:
-        if mode not in MODES[1:]:
-            raise ConfigError(f"compile: expected one of {', '.join(MODES)}, got {mode!r}")
+        if mode not in COMPILE_MODES[1:]:
+            raise ConfigError(f"compile: expected one of {', '.join(COMPILE_MODES[1:])}, got {mode!r}")
         # A backend other than Inductor takes no mode.
         options = {"mode": mode} if backend == "inductor" else {"backend": backend}
         self.sizes = bucket_sizes(largest)
