@@ -9,6 +9,8 @@ from typing import Any
 
 from astra_env.errors import ConfigError
 
+COMPILE_MODES = ("none", "default", "reduce-overhead", "max-autotune")
+
 
 @dataclass
 class DataConfig:
@@ -129,6 +131,12 @@ class LearnerConfig:
     """Keep the network and the views in channels-last memory order."""
     fold_batchnorm: bool = False
     """Attack a copy of the network whose BatchNorms are folded into its weights: equal up to rounding, faster."""
+    compile: str = "none"
+    """torch.compile mode of that copy: none, default, reduce-overhead (CUDA graphs) or max-autotune."""
+    tf32: bool | None = None
+    """Allow or forbid TF32 products on CUDA; default PyTorch's own choice."""
+    fast: bool = False
+    """Use what pays on the device: bf16 where it has instructions for it, channels_last, fold_batchnorm, tf32."""
 
 
 @dataclass
@@ -228,6 +236,7 @@ class ExperimentConfig:
         _positive("learner.warmup_epochs", learner.warmup_epochs, allow_zero=True)
         _one_of("learner.optimizer", learner.optimizer, ("lars", "sgd"))
         _one_of("learner.precision", learner.precision, ("fp32", "bf16"))
+        require_compilable("learner", learner)
         _one_of("target.norm", self.target.norm, ("branch", "single", "group"))
         _one_of("target.stem", self.target.stem, ("cifar", "imagenet"))
         _one_of("env.reset_mode", self.env.reset_mode, ("restart", "continue"))
@@ -244,6 +253,16 @@ class ExperimentConfig:
         low, high = self.views.crop_scale
         if not 0 < low <= high <= 1:
             raise ConfigError(f"views.crop_scale: expected 0 < low <= high <= 1, got {list(self.views.crop_scale)}")
+
+
+def require_compilable(section: str, options: Any) -> None:
+    """Raise ConfigError unless ``compile`` is a mode of ``torch.compile`` and there is a copy to compile."""
+    _one_of(f"{section}.compile", options.compile, COMPILE_MODES)
+    if options.compile != "none" and not (options.fold_batchnorm or options.fast):
+        raise ConfigError(
+            f"{section}.compile: {options.compile!r} compiles the attack's copy of the network; set "
+            f"--{section}.fold_batchnorm true or --{section}.fast true"
+        )
 
 
 def _at_least(name: str, value: int, least: int) -> None:

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from astra_env.attack_copy import AttackCopy
 from astra_env.attacks import AttackResult, contrastive_attack, frozen
 from astra_env.building import build_augment, build_optimizer, build_target, load_training_images
 from astra_env.checkpoint import load_checkpoint
@@ -17,13 +18,13 @@ from astra_env.data import BatchSampler, ImageDataset
 from astra_env.devices import resolve_device
 from astra_env.errors import CheckpointError, ConfigError
 from astra_env.models import TargetNetwork, load_official
-from astra_env.models.folded import FoldedTarget
 from astra_env.objectives import Batch, Encoder, Setting, objective_factory
 from astra_env.optim import warmup_cosine
 from astra_env.protocols import Learner
 from astra_env.report import StepReport
 from astra_env.rewards import RewardInputs, VersusFixed, make_reward
 from astra_env.seeding import derive_seed, generator
+from astra_env.speed import Speed, tf32
 from astra_env.state_checks import (
     UNFIT,
     one_line,
@@ -63,12 +64,13 @@ class ContrastiveLearner(Learner):
         make_objective = objective_factory(config)
         self.reward = make_reward(options.reward, options.reward_args)
         self.dataset = dataset if dataset is not None else load_training_images(config.data, self.device)
-        self.target = build_target(config.target, config.seed, self.device, options.channels_last)
+        self.speed = Speed.of(options, self.device)
+        self.target = build_target(config.target, config.seed, self.device, self.speed.channels_last)
         self.base_augment = build_augment(config, self.dataset.images.shape[-1])
         self.sampler = BatchSampler(len(self.dataset), options.batch_size, derive_seed(config.seed, "batches"))
         self.view_generator = generator(config.seed, "views")
         self.attack_generator = generator(config.seed, "attack", self.device)
-        self.autocast = torch.bfloat16 if options.precision == "bf16" else None
+        self.autocast = self.speed.autocast
         self.total_steps = options.total_steps or options.epochs * self.steps_per_epoch
         self.warmup_steps = min(round(options.warmup_epochs * self.steps_per_epoch), self.total_steps)
         self.objective = make_objective(
@@ -79,11 +81,14 @@ class ContrastiveLearner(Learner):
                 f"learner.fold_batchnorm: learner.objective {options.objective!r} attacks more than the projected "
                 "features, which a folded copy does not have; switch it off"
             )
+        foldable = self.objective.foldable and config.target.norm != "group"
+        self.speed = Speed.of(options, self.device, foldable=foldable)
         self.encode = Encoder(self.target, self.autocast)
         self.optimizer = build_optimizer(options, [*self.target.parameters(), *self.objective.parameters()])
         self.learning_rate_scale = 1.0
         self.step_count = 0
         self.attack_steps = torch.zeros((), dtype=torch.int64, device=self.device)
+        self._attacked = AttackCopy(self.target, self.speed, branch="adv")
         self._batch: Batch | None = None
         self._before_views: dict[str, Any] = {}
 
@@ -140,7 +145,7 @@ class ContrastiveLearner(Learner):
             self._before_views = {"sampler": self.sampler.state_dict(), "views": self.view_generator.get_state()}
             indices = next(self.sampler)
             views = self.augment(self.dataset.gather(indices, self.device))
-            if self.config.learner.channels_last:
+            if self.speed.channels_last:
                 views = views.to(memory_format=torch.channels_last)
             self._batch = Batch(views, indices, self.step_count)
         return self._batch
@@ -158,6 +163,10 @@ class ContrastiveLearner(Learner):
 
         Waits for the device once, to learn how many steps each attack has.
         """
+        with tf32(self.speed.tf32):
+            return self._step(strategy)
+
+    def _step(self, strategy: AttackStrategy) -> StepReport:
         self.objective.prepare()
         batch, views = self.batch(), self.views()
         strategy = self.objective.budgets(strategy.for_each(len(views), self.device))
@@ -247,19 +256,16 @@ class ContrastiveLearner(Learner):
 
     def _attack(self, batch: Batch, strategy: AttackStrategy) -> AttackResult:
         self.attack_steps = self.attack_steps + strategy.steps.sum()
-        folded = self.config.learner.fold_batchnorm
+        views, folded = batch.views, self.speed.fold_batchnorm
         return contrastive_attack(
             self.target,
-            batch.views,
+            views,
             strategy,
             generator=self.attack_generator,
             autocast=None if folded else self.autocast,
-            forward=self._folded() if folded else lambda views: self.objective.outputs(views, "adv"),
+            forward=self._attacked.forward(len(views)) if folded else lambda x: self.objective.outputs(x, "adv"),
             objective=self.objective.attack_goal(batch),
         )
-
-    def _folded(self) -> FoldedTarget:
-        return FoldedTarget(self.target, "adv", self.autocast or torch.float32)
 
     def _reward(
         self, batch: Batch, strategy: AttackStrategy, attack: AttackResult | None
