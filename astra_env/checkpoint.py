@@ -55,6 +55,7 @@ def decode(data: bytes, name: str, device: torch.device | str = "cpu") -> dict[s
         raise CheckpointError(f"{name}: not a readable checkpoint ({type(error).__name__}); is it complete?") from error
     if not isinstance(state, dict):
         raise CheckpointError(f"{name}: expected a dictionary, got {type(state).__name__}")
+    _check_tensors(state, name)
     return state
 
 
@@ -126,6 +127,21 @@ def _check_size(data: bytes, name: str) -> None:
         raise CheckpointError(f"{name}: not a readable checkpoint ({type(error).__name__}); is it complete?") from error
     if unpacked > len(data):
         raise CheckpointError(f"{name}: refused, it unpacks to {unpacked} bytes, more than its own {len(data)}")
+
+
+def _check_tensors(state: Any, name: str) -> None:
+    """Refuse tensors that claim more values than the file holds: a few bytes can stand for any number of them."""
+    waiting: list[Any] = [state]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, Mapping):
+            waiting.extend(value.values())
+        elif isinstance(value, list | tuple):
+            waiting.extend(value)
+        elif isinstance(value, torch.Tensor):
+            plain = value.layout is torch.strided and value.device.type != "meta"
+            if not plain or value.numel() * value.element_size() > value.untyped_storage().nbytes():
+                raise CheckpointError(f"{name}: refused, it holds a tensor {tuple(value.shape)} without its values")
 
 
 def _sync_directory(directory: Path) -> None:

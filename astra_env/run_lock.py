@@ -30,19 +30,20 @@ def acquire(directory: Path, option: str = "run_dir") -> None:
     try:
         with _alone_on_this_host(directory):
             for leftover in directory.glob(f".lock.{socket.gethostname()}.*.tmp"):
-                leftover.unlink()
+                leftover.unlink(missing_ok=True)
             prepared.write_text(json.dumps(_this_process()))
             owner = _read(lock)
             if owner is not None and _is_gone(owner):
-                lock.unlink()
-            _link(prepared, lock)
+                lock.unlink(missing_ok=True)
+            try:
+                _link(prepared, lock)
+            finally:
+                prepared.unlink(missing_ok=True)
     except FileExistsError:
         raise RunDirectoryError(
             f"{option}: {directory} is in use by {_read(lock)}; wait for it, stop it, or choose another --{option} "
             f"(delete {lock} if that process is gone)"
         ) from None
-    finally:
-        prepared.unlink(missing_ok=True)
 
 
 def release(directory: Path) -> None:

@@ -65,10 +65,10 @@ class AgentRun:
         """Train until the budget is used up; returns 0, or the status to exit with after a signal."""
         remaining = self.config.total_timesteps - self.model.num_timesteps
         with self._stop:
+            if self._resumed is not None:
+                set_process_random_state(self._resumed)
             if remaining > 0:
                 callback = sb3.RolloutCallback(self._between)
-                if self._resumed is not None:
-                    set_process_random_state(self._resumed)
                 self.model.learn(
                     remaining, callback=callback, reset_num_timesteps=self._resumed is None, progress_bar=self.progress
                 )
