@@ -20,7 +20,7 @@ from astra_env.devices import resolve_device
 from astra_env.errors import CheckpointError, Diverged
 from astra_env.evaluation.batches import require_alike, require_labels
 from astra_env.evaluation.robustness import clean_accuracy, robust_accuracy
-from astra_env.health import HealthWatch
+from astra_env.health import HealthWatch, require_finite
 from astra_env.interrupts import GracefulStop
 from astra_env.run_directory import RunDirectory
 from astra_env.seeding import derive_seed
@@ -102,16 +102,16 @@ class Trainer:
                 while self.learner.steps_done < self.learner.total_steps and not stop.requested:
                     try:
                         self._accumulate(self.learner.step())
+                        self._seconds = time.monotonic() - started
+                        self._after_step(run)
+                        if stop.requested:
+                            self._save(run)
                     except Diverged as error:
                         self._roll_back(run, error)
-                        continue
-                    self._seconds = time.monotonic() - started
-                    self._after_step(run)
                     bar.n = self.learner.steps_done
                     bar.update(0)
             self.exit_status = stop.exit_status
             if stop.requested:
-                self._save(run)
                 return self._summary(finished=False)
             summary = self._summary(finished=True) | {"test": self._measure()}
             if run is not None:
@@ -244,6 +244,7 @@ class Trainer:
     def _save(self, run: RunDirectory | None, keep_as: str | None = None) -> None:
         if run is None:
             return
+        require_finite(self.learner.model, self.learner.steps_done)
         state = {
             **self.learner.state_dict(),
             "selection": self._selection.state_dict(),

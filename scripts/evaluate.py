@@ -5,10 +5,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from astra_env.command_line import EXIT_INTERRUPTED, run_main
+from astra_env.command_line import run_main
 from astra_env.configuration import build_parser, from_dict, parse_command_line
 from astra_env.errors import ConfigError
 from astra_env.evaluation.config import EvaluationConfig
+from astra_env.interrupts import Interrupted, breaking_off
 
 LISTS = ("--attacks", "--curves", "--attack.epsilon", "--head.learning_rate")
 PRESETS = "astra_env.evaluation.configs"
@@ -22,8 +23,8 @@ Examples:
   evaluate.py runs/a --every                              robust accuracy against epoch, over all kept checkpoints
   evaluate.py runs/a --corruptions data/CIFAR-10-C
 
-Ctrl-C leaves results.json partial and whole; the same command continues it.
-Exit status: 0 finished, 2 unusable input (one line says what), 130 interrupted.
+Ctrl-C or SIGTERM leaves results.json partial and whole; the same command continues it. A second one exits at once.
+Exit status: 0 finished, 2 unusable input (one line says what), 130 or 143 stopped by a signal.
 """
 
 
@@ -43,12 +44,15 @@ def main() -> int:
 
     progress = not options["quiet"]
     hooks = {"perception": perception_hook(config, out, progress)} if options["perception"] else {}
-    try:
-        results = evaluate(config, options["checkpoints"], out, every=options["every"], hooks=hooks, progress=progress)
-    except KeyboardInterrupt:
-        write_partial(out)
-        return EXIT_INTERRUPTED
-    print(write_report(results, out))
+    with breaking_off():
+        try:
+            results = evaluate(
+                config, options["checkpoints"], out, every=options["every"], hooks=hooks, progress=progress
+            )
+            print(write_report(results, out))
+        except Interrupted as interruption:
+            write_partial(out)
+            return interruption.exit_status
     return 0
 
 

@@ -193,6 +193,31 @@ def probe(
         device=device,
         progress=progress,
     )
+    return measure_classifier(
+        classifier,
+        test,
+        epsilons=epsilons,
+        steps=steps,
+        step_size=step_size,
+        max_test_images=max_test_images,
+        seed=seed,
+        progress=progress,
+    )
+
+
+def measure_classifier(
+    classifier: nn.Module,
+    test: ImageDataset,
+    *,
+    epsilons: tuple[float, ...] = (8 / 255,),
+    steps: int = 20,
+    step_size: float | None = None,
+    norm: str = "linf",
+    max_test_images: int | None = None,
+    seed: int = 0,
+    progress: bool = False,
+) -> ProbeResult:
+    """Return what a probe says of an encoder about a network that classifies already; arguments as in the parts."""
     robust = {
         epsilon: robust_accuracy(
             classifier,
@@ -200,6 +225,7 @@ def probe(
             epsilon=epsilon,
             steps=steps,
             step_size=step_size,
+            norm=norm,
             seed=seed,
             max_images=max_test_images,
             progress=progress,

@@ -63,7 +63,8 @@ def load_network(path: str | Path, *, weights: str | None = None, normalize: str
 
     Args:
         path: a run directory stands for its ``checkpoints/last.pt``.
-        weights: key of the weights in a checkpoint that holds several, such as "ema".
+        weights: key of the weights in a checkpoint that holds several, such as "ema"; by default the momentum encoder
+            where the run's objective has one ("target" is the network it follows).
         normalize: normalisation inside the network when the file carries none: "auto" (ImageNet for ASTrA's target
             network, none for others), "none", "imagenet", "cifar10" or "cifar100".
 
@@ -190,7 +191,9 @@ def _classes(state: Mapping[str, Tensor]) -> int:
 
 def _choose(checkpoint: Mapping[str, Any], weights: str | None, file: Path) -> Mapping[str, Any]:
     if weights is None:
-        return checkpoint
+        objective = checkpoint.get("objective")
+        followed = objective.get("momentum_encoder") if isinstance(objective, Mapping) else None
+        return followed if isinstance(followed, Mapping) else checkpoint
     chosen = checkpoint.get(weights)
     if not isinstance(chosen, Mapping):
         known = ", ".join(sorted(key for key, value in checkpoint.items() if isinstance(value, Mapping)))

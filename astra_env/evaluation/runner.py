@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from astra_env.configuration import to_dict
@@ -21,12 +22,15 @@ from astra_env.evaluation.loading import LoadedNetwork, load_network, resolve, r
 from astra_env.evaluation.measurements import measurements, pgd, test_part
 from astra_env.evaluation.report import HELD_OUT
 from astra_env.evaluation.results import ResultFile
+from astra_env.run_lock import owned
 from astra_env.seeding import derive_seed
 
 Hook = Callable[[str, nn.Module, ImageDataset], Mapping[str, Any]]
 """A further analysis: maps a network's name, its classifier (images in [0, 1] -> logits) and the test images to plain
 values."""
 
+FOLDERS = ("models", "autoattack")
+"""What an evaluation keeps in its output folder beside the results."""
 FREE_KEYS = ("attacks", "curves", "corruptions", "device", "attack")
 """Parts of the configuration that only say what is measured: each measurement carries its own settings."""
 
@@ -65,14 +69,26 @@ def evaluate(
     loaded = with_unique_names(loaded)
     for network in loaded:
         protocol_of(config, network)
-    if config.corruptions is not None:
-        check_folder(config.corruptions)
     train, test = images_of(config)
     if config.corruptions is not None:
         check_folder(config.corruptions, tuple(test.images.shape[2:]))
-    results = ResultFile(out, conditions_of(config, every))
+    with owned(Path(out), "out", FOLDERS):
+        return _measure_all(config, loaded, train, test, Path(out), device, every, hooks or {}, progress)
+
+
+def _measure_all(
+    config: EvaluationConfig,
+    loaded: Sequence[LoadedNetwork],
+    train: ImageDataset,
+    test: ImageDataset,
+    folder: Path,
+    device: torch.device,
+    every: bool,
+    hooks: Mapping[str, Hook],
+    progress: bool,
+) -> dict[str, Any]:
+    results = ResultFile(folder, conditions_of(config, every))
     results.values["config"] = to_dict(config)
-    folder = Path(out)
     for network in loaded:
         fitting, held_out = (train, None) if not every else held_out_slice(config, network, train)
         record = results.open(network.name, describe(network))
@@ -84,7 +100,7 @@ def evaluate(
         if held_out is not None:
             item = pgd(config, trained.classifier, held_out, "pgd", config.epsilons[0], progress=progress)
             results.measure(record, f"{HELD_OUT}{item.name}", item.settings, item.compute)
-        for name, hook in (hooks or {}).items():
+        for name, hook in hooks.items():
             analysis = partial(hook, network.name, trained.classifier, test)
             results.measure(record, name, to_dict(config.attack), lambda analysis=analysis: dict(analysis()))  # type: ignore[misc]
         network.network.to("cpu")

@@ -44,8 +44,8 @@ def load_official(
             checkpoint has them whole and otherwise stay as they are.
 
     Raises:
-        KeysDiffer: its text counts the missing, unexpected and differently shaped keys and names the first of each;
-            its attributes hold all of them.
+        KeysDiffer: its text counts the missing, unexpected and differently shaped keys, and whole numbers in the place
+            of fractions and the like, and names the first of each; its attributes hold all of them.
         CheckpointError: for what is no state dict, and for tensors that are not finite.
     """
     expected = model.state_dict()
@@ -82,12 +82,18 @@ class _Difference:
     missing: list[str]
     unexpected: list[str]
     wrong_shape: list[str]
+    wrong_kind: list[str]
 
     def any(self) -> bool:
-        return bool(self.missing or self.unexpected or self.wrong_shape)
+        return bool(self.missing or self.unexpected or self.wrong_shape or self.wrong_kind)
 
     def __str__(self) -> str:
-        kinds = (("missing", self.missing), ("unexpected", self.unexpected), ("of another shape", self.wrong_shape))
+        kinds = (
+            ("missing", self.missing),
+            ("unexpected", self.unexpected),
+            ("of another shape", self.wrong_shape),
+            ("of another kind", self.wrong_kind),
+        )
         return "; ".join(f"{len(names)} {kind} ({_first(names)})" for kind, names in kinds if names) or "no common name"
 
 
@@ -99,6 +105,13 @@ def _compare(expected: Mapping[str, Tensor], given: Mapping[str, Tensor], strict
             f"{name}: expected {tuple(expected[name].shape)}, got {tuple(tensor.shape)}"
             for name, tensor in given.items()
             if name in expected and tensor.shape != expected[name].shape
+        ],
+        wrong_kind=[
+            f"{name}: expected {expected[name].dtype}, got {tensor.dtype}"
+            for name, tensor in given.items()
+            if name in expected
+            and not name.endswith("num_batches_tracked")  # averaged copies have fractions
+            and tensor.is_floating_point() != expected[name].is_floating_point()
         ],
     )
 
