@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -117,8 +116,15 @@ def linear_probe(
     cached = None
     if not augment and budget is None:
         cached = extract_features(classifier, train, batch_size=batch_size, progress=progress)
-    settings: dict[str, Any] = {"epochs": epochs, "learning_rate": learning_rate, "batch_size": batch_size}
-    settings |= {"seed": seed, "branch": branch, "adversarial": adversarial, "augment": augment}
+    settings = {
+        "epochs": epochs,
+        "learning_rate": learning_rate,
+        "batch_size": batch_size,
+        "seed": seed,
+        "branch": branch,
+        "adversarial": adversarial,
+        "augment": augment,
+    }
     path = state_path if cached is None else None
     state = TrainingState(path, settings, classifier.head, optimizer, schedule, generator)
     first = state.restore()

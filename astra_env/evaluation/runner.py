@@ -62,6 +62,7 @@ def evaluate(
     if not checkpoints:
         raise ConfigError("checkpoints: expected at least one run directory or checkpoint file, got none")
     files = [path for item in checkpoints for path in (kept_checkpoints(item) if every else [resolve(item)])]
+    require_one_data_set(config, files)
     config = with_data_of_run(config, files[0])
     device = resolve_device(config.device)
     loaded = [load_network(file, weights=config.network.weights, normalize=config.network.normalize) for file in files]
@@ -134,6 +135,19 @@ def with_data_of_run(config: EvaluationConfig, file: Path) -> EvaluationConfig:
     size = config.data.image_size or (section.get("image_size") if same else None)
     root = config.data.root or (section.get("root") if same else None) or "data"
     return replace(config, data=replace(config.data, name=name, root=root, image_size=size))
+
+
+def require_one_data_set(config: EvaluationConfig, files: Sequence[Path]) -> None:
+    """Raise ConfigError when runs were trained on different images and nothing says which to evaluate them all on."""
+    for option, given in (("name", config.data.name), ("image_size", config.data.image_size)):
+        sections = [(file, (run_config(file).get("data") or {}).get(option)) for file in files]
+        known = [(file, value) for file, value in sections if value is not None]
+        other = next(((file, value) for file, value in known if value != known[0][1]), None)
+        if given is None and other is not None:
+            raise ConfigError(
+                f"data.{option}: the run of {known[0][0]} has {known[0][1]} and that of {other[0]} has {other[1]}; "
+                f"evaluate them apart or say which for all: --data.{option}"
+            )
 
 
 def images_of(config: EvaluationConfig) -> tuple[ImageDataset, ImageDataset]:

@@ -269,6 +269,22 @@ def test_a_file_outside_runs_needs_a_data_set(tmp_path):
         evaluate(config(), [tmp_path / "model.pt"], tmp_path / "out")
 
 
+def test_runs_on_different_images_need_to_be_told_which(run, tmp_path):
+    other = write_run(tmp_path / "other", settings={"data": {"name": "cifar10", "root": "data", "image_size": 16}})
+    with pytest.raises(ConfigError, match=r"data\.name: the run of .* has digits and that of .* has cifar10; .*apart"):
+        evaluate(config(), [run, other], tmp_path / "out")
+    found = evaluate(config(**{"data.name": "digits"}), [run, other], tmp_path / "out")
+    assert list(found["networks"]) == ["first", "other"]
+
+
+@pytest.mark.parametrize(
+    ("protocol", "dataset", "rate"),
+    [("slf", "cifar10", 0.01), ("alf", "cifar100", 0.05), ("slf", "stl10", 0.1), ("aff", "cifar10", 0.1)],
+)
+def test_published_learning_rates_are_the_defaults(protocol, dataset, rate):
+    assert EvaluationConfig().learning_rates(protocol, dataset) == [rate]
+
+
 def test_a_run_without_kept_checkpoints_says_how_to_keep_them(tmp_path):
     write_run(tmp_path / "run")
     (tmp_path / "run" / "checkpoints" / "step_00000010.pt").unlink()
