@@ -1,4 +1,4 @@
-"""The configuration of a self-supervised run: one dataclass a room, every field with its sentence.
+"""The configuration of a run under a policy's attacks: one dataclass a room, every field with its sentence.
 
 Values come from the dataclass defaults, then a preset or YAML file, then dotted overrides; see
 :mod:`astra_env.configuration` for how they are read.
@@ -185,7 +185,7 @@ class RunConfig:
 
 @dataclass
 class ExperimentConfig:
-    """Everything a self-supervised run depends on."""
+    """Everything a run under a policy's attacks depends on."""
 
     seed: int = 3407
     """Seed of every generator of the run."""
@@ -212,7 +212,9 @@ class ExperimentConfig:
         elif learner.batch_size < 4 or learner.batch_size % 2:
             raise ConfigError(f"learner.batch_size: expected an even integer >= 4, got {learner.batch_size}")
         elif learner.kind_args:
-            raise ConfigError(f"learner.kind_args: contrastive takes none, got {', '.join(map(str, learner.kind_args))}")
+            raise ConfigError(
+                f"learner.kind_args: contrastive takes none, got {', '.join(map(str, learner.kind_args))}"
+            )
         _at_least("learner.epochs", learner.epochs, 1)
         if learner.total_steps is not None:
             _at_least("learner.total_steps", learner.total_steps, 1)

@@ -9,9 +9,9 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 BELOW_ENVS = (
-    "strategy", "losses", "rewards", "attacks", "augment", "data", "models", "optim", "objectives", "learner", "learners",
-    "config", "configuration", "checkpoint", "run_directory", "trainer", "interaction", "protocols", "report",
-    "evaluation", "plotting", "seeding", "devices", "errors", "registry", "interrupts", "strategy_counts",
+    "strategy", "losses", "rewards", "attacks", "augment", "data", "models", "optim", "objectives", "learner",
+    "learners", "config", "configuration", "checkpoint", "run_directory", "trainer", "interaction", "protocols",
+    "report", "evaluation", "plotting", "seeding", "devices", "errors", "registry", "interrupts", "strategy_counts",
 )  # fmt: skip
 LEVELS = [
     {"errors", "registry", "seeding", "devices", "interrupts", "checkpoint"},

@@ -8,7 +8,6 @@ from torch import Tensor, nn
 from astra_env.attacks.engine import AttackResult, frozen, perturb
 from astra_env.attacks.norms import get_norm
 from astra_env.attacks.objectives import Contrastive, CrossEntropy, Objective
-from astra_env.errors import InputError
 from astra_env.strategy import AttackStrategy, check_pixel_units
 
 START_RADIUS = 8 / 255

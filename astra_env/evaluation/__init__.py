@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from astra_env.evaluation.classifier import EncoderClassifier
     from astra_env.evaluation.corruption import CorruptionResult, corruption_accuracy
     from astra_env.evaluation.curves import Curve, noise_curve, path_curve, radius_curve
-    from astra_env.evaluation.finetuning import finetune
     from astra_env.evaluation.final import probe_learner
+    from astra_env.evaluation.finetuning import finetune
     from astra_env.evaluation.linear import ProbeResult, TrainingAttack, linear_probe, measure_classifier, probe
     from astra_env.evaluation.robustness import clean_accuracy, robust_accuracy
 

@@ -225,7 +225,9 @@ def test_divergence_of_a_classifier_ends_the_episode_and_the_next_one_is_sound()
     assert torch.isfinite(weights(env)).all()
 
 
-@pytest.mark.parametrize(("learner", "preset"), [("supervised", "paper"), ("supervised", "improved"), ("toy", "improved")])
+@pytest.mark.parametrize(
+    ("learner", "preset"), [("supervised", "paper"), ("supervised", "improved"), ("toy", "improved")]
+)
 def test_reinforce_learns_bit_for_bit_the_same_as_in_the_training_script(learner: str, preset: str) -> None:
     """``interact`` is the loop body of the training script; the environment must be the same world."""
     name, named = LEARNERS[learner]

@@ -69,7 +69,9 @@ def test_adv_loss_gain_rises_with_what_the_attack_breaks():
     assert (reward("adv_loss_gain")(make_inputs(clean_logits=-right, adv_logits=right)) < 0).all()
 
 
-@pytest.mark.parametrize(("sharpness", "epsilon", "robust", "clean"), [(1, 0.04, 1, 1), (1, 0.2, 0, 1), (-1, 0.2, 0, 0)])
+@pytest.mark.parametrize(
+    ("sharpness", "epsilon", "robust", "clean"), [(1, 0.04, 1, 1), (1, 0.2, 0, 1), (-1, 0.2, 0, 0)]
+)
 def test_look_ahead_adds_what_the_network_would_get_right_after_one_step(sharpness, epsilon, robust, clean):
     inputs = make_inputs(Brightness(sharpness))
     attack = {"epsilon": epsilon, "steps": 5, "step_size": epsilon}
