@@ -1,4 +1,4 @@
-"""The configuration of a self-supervised run: one dataclass a room, every field with its sentence.
+"""The configuration of a run under a policy's attacks: one dataclass a room, every field with its sentence.
 
 Values come from the dataclass defaults, then a preset or YAML file, then dotted overrides; see
 :mod:`astra_env.configuration` for how they are read.
@@ -197,7 +197,7 @@ class RunConfig:
 
 @dataclass
 class ExperimentConfig:
-    """Everything a self-supervised run depends on."""
+    """Everything a run under a policy's attacks depends on."""
 
     seed: int = 3407
     """Seed of every generator of the run."""

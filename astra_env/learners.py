@@ -1,7 +1,6 @@
 """Learners by name: what can be trained under a policy's attacks."""
 
 import inspect
-from typing import Any
 
 from astra_env.building import load_training_images
 from astra_env.config import ExperimentConfig
@@ -26,7 +25,7 @@ def learner_class(kind: str) -> type[Learner]:
     Raises:
         ConfigError: for an unknown name, one whose package is not installed, or something that is no learner.
     """
-    cls: Any = LEARNERS.get(kind)
+    cls = LEARNERS.get(kind)
     if not inspect.isclass(cls):
         raise ConfigError(f"learner.kind: expected a class, but {kind!r} is {type(cls).__name__}")
     missing = [name for name in _PARTS if not hasattr(cls, name)]

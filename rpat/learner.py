@@ -129,7 +129,8 @@ class SupervisedLearner:
         """Set what depends on the epoch and return the step that trains on a batch.
 
         Args:
-            images, labels: what :meth:`draw` returned.
+            images: what :meth:`draw` returned.
+            labels: likewise.
             strategy: one attack per image; default the configured one for all.
             keep_outputs: keep the logits that the attack ends with.
         """

@@ -31,10 +31,11 @@ from rpat.strategy_rewards import REWARDS, RewardInputs, logits_of
 class StrategyLearner(Learner):
     """Trains a classifier by one of rpat's methods; each image is attacked as a policy says.
 
-    ``learner.kind_args`` holds the settings of :class:`rpat.RPATConfig` that an experiment has no field for: ``method``,
-    ``method_args``, ``robust_perception``, ``norm``, ``network``, ``optimizer.milestones``, ``augment``, ``ema`` ...
-    The same seed and attacks give the same network as :class:`rpat.learner.SupervisedLearner`, bit for bit. A method of
-    two views (``consistency``) attacks each view by itself; its minibatch has all first views before all second ones.
+    ``learner.kind_args`` holds the settings of :class:`rpat.RPATConfig` that an experiment has no field for:
+    ``method``, ``method_args``, ``robust_perception``, ``norm``, ``network``, ``optimizer.milestones``, ``augment``,
+    ``ema`` ... The same seed and attacks give the same network as :class:`rpat.learner.SupervisedLearner`, bit for bit.
+    A method of two views (``consistency``) attacks each view by itself; its minibatch has all first views before all
+    second ones.
 
     Args:
         config: the run's configuration.

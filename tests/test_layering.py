@@ -10,9 +10,9 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 BELOW_ENVS = (
     "strategy", "losses", "rewards", "attacks", "augment", "data", "models", "optim", "objectives", "learner",
-    "config", "configuration", "checkpoint", "run_directory", "trainer", "interaction", "protocols", "report",
-    "evaluation", "plotting", "seeding", "devices", "errors", "registry", "interrupts", "strategy_counts", "building",
-    "learners",
+    "learners", "config", "configuration", "checkpoint", "run_directory", "trainer", "interaction", "protocols",
+    "report", "evaluation", "plotting", "seeding", "devices", "errors", "registry", "interrupts", "strategy_counts",
+    "building",
 )  # fmt: skip
 LEVELS = [
     {"errors", "registry", "seeding", "devices", "interrupts", "checkpoint"},

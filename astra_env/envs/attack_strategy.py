@@ -87,8 +87,8 @@ class AttackStrategyEnv(TrainingEnv, gym.Env[np.ndarray, np.ndarray]):
     ## Information
     `step()` returns the chunk's means of loss, its parts, gradient norm, reward, what the reward is made of
     (`reward_clean_loss`, `reward_adv_loss` and, for `vs_fixed`, `reward_reference_loss`: NT-Xent before the update, in
-    eval mode; of other learners whatever their reports hold) and attack (`mean_epsilon`, `mean_steps`, `mean_step_size`), the minibatches trained so far (`step`) and
-    in this chunk (`chunk_steps`).
+    eval mode; of other learners whatever their reports hold) and attack (`mean_epsilon`, `mean_steps`,
+    `mean_step_size`), the minibatches trained so far (`step`) and in this chunk (`chunk_steps`).
 
     ## Arguments
     ```python
