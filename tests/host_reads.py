@@ -74,6 +74,10 @@ class _Operators(TorchDispatchMode):
         self.muted = 0
 
     def __torch_dispatch__(self, function, types, arguments=(), options=None):
-        if not self.muted and function.overloadpacket.__name__ in OPERATORS:
-            self._reads.note(function.overloadpacket.__name__)
+        name = function.overloadpacket.__name__
+        masked = name in ("index", "index_put_") and any(
+            index is not None and index.dtype == torch.bool for index in arguments[1]
+        )
+        if not self.muted and (masked or name in OPERATORS):
+            self._reads.note("mask" if masked else name)
         return function(*arguments, **(options or {}))
