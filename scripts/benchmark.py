@@ -213,7 +213,10 @@ def table(record: dict[str, Any]) -> str:
 
 
 def rows(header: list[str], entries: dict[str, Any], unit: float = 1.0, name: str = "") -> str:
-    lines = [header, *([key, *(f"{entry[column] / unit:.2f}" for column in header[1:])] for key, entry in entries.items())]
+    lines = [
+        header,
+        *([key, *(f"{entry[column] / unit:.2f}" for column in header[1:])] for key, entry in entries.items()),
+    ]
     lines.insert(1, ["---"] * len(header))
     caption = f"\n(in {name})" if name else ""
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + caption

@@ -21,10 +21,16 @@ def precisions():
 
 @pytest.mark.parametrize("allowed", [True, False])
 def test_tf32_is_allowed_or_forbidden_and_restored(allowed):
-    before, expected = precisions(), "tf32"
-    with pytest.raises(ZeroDivisionError), tf32(allowed):
-        assert torch.backends.cuda.matmul.allow_tf32 is torch.backends.cudnn.allow_tf32 is allowed
-        assert (expected in precisions()) is allowed
+    before, during = precisions(), []
+    with tf32(allowed):
+        during += [torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32]
+    assert during == [allowed, allowed]
+    assert precisions() == before
+
+
+def test_tf32_is_restored_after_an_error():
+    before = precisions()
+    with pytest.raises(ZeroDivisionError), tf32(True):
         raise ZeroDivisionError
     assert precisions() == before
     with tf32(None):
@@ -73,9 +79,9 @@ def test_a_fast_step_trains_close_to_the_exact_one(norm):
 
 
 def test_compiling_needs_a_copy_to_compile():
-    with pytest.raises(ConfigError, match="learner.compile: 'default' compiles the attack's copy"):
+    with pytest.raises(ConfigError, match=r"learner.compile: 'default' compiles the attack's copy"):
         load_config(ExperimentConfig, "tiny", {"learner.compile": "default"})
-    with pytest.raises(ConfigError, match="learner.compile: expected one of none, default"):
+    with pytest.raises(ConfigError, match=r"learner.compile: expected one of none, default"):
         load_config(ExperimentConfig, "tiny", {"learner.compile": "quick"})
     with pytest.raises(ConfigError, match=r"run.compile: 'default' compiles .*--run.fast true"):
         load_config(RPATConfig, "tiny", {"run.compile": "default"}, package=PRESET_PACKAGE)

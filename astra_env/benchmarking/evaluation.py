@@ -72,7 +72,5 @@ def autoattack_throughput(
         labels = model.eval()(images.to(device_of(model))).argmax(1).to(images.device)
     clock = Clock(device_of(model))
     attack: Callable[..., Any] = clock.wrap("attack", autoattack)
-    result = attack(
-        model, images, labels, epsilon=8 / 255, version=version, batch_size=len(dataset), progress=progress
-    )
+    result = attack(model, images, labels, epsilon=8 / 255, version=version, batch_size=len(dataset), progress=progress)
     return {"images_per_second": len(dataset) / clock.take()["attack"], "robust": result.robust.value}
