@@ -151,10 +151,7 @@ class Reinforce:
         views = self._views(observation)
         self.network.eval()
         logits = self.network(views)
-        if deterministic:
-            columns = [head.argmax(1) for head in logits]
-        else:
-            columns = [self._sample(head) for head in logits]
+        columns = [head.argmax(1) if deterministic else self._sample(head) for head in logits]
         actions = torch.stack(columns, dim=1)
         actions = actions if batch_size(observation) is not None else actions[0]
         return (actions if isinstance(observation, Tensor) else actions.cpu().numpy()), state

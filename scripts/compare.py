@@ -29,6 +29,7 @@ Variants:
   constant     the same with a reward that says nothing: the control
   learned      per-view credit, baseline, entropy bonus (the improved REINFORCE)
   cost_aware   the same, paying for every attack step
+  exact, fast  learned in float32, and with learner.fast: what speed does to the result
 """
 
 IMPROVED = {"policy": "reinforce", "learner.reward": "per_view"}
@@ -40,6 +41,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "constant": {"policy": "reinforce", "policy_args": {"preset": "paper", "width": 16}, "learner.reward": "constant"},
     "learned": IMPROVED,
     "cost_aware": {**IMPROVED, "learner.reward": "cost_aware"},
+    "exact": {**IMPROVED, "learner.precision": "fp32", "learner.channels_last": False, "learner.fast": False},
+    "fast": {**IMPROVED, "learner.fast": True},
 }
 
 

@@ -74,8 +74,12 @@ def pgd(
         "seed": config.seed,
     }
     title = "C&W-margin PGD" if attack == "cw" else "PGD"
+    label = ""
+    if config.attack.precision != "fp32":
+        options["precision"] = config.attack.precision
+        label = f" (found in {config.attack.precision})"
     return Measurement(
-        f"{title}-{config.attack.steps} {radius_name(epsilon, config.attack.norm)}",
+        f"{title}-{config.attack.steps} {radius_name(epsilon, config.attack.norm)}{label}",
         options,
         lambda: robust_accuracy(
             model, test, batch_size=config.attack.batch_size, progress=progress, **options

@@ -68,6 +68,30 @@ def test_an_image_counts_only_when_it_withstands_every_restart(small_net, digits
     assert int(withstood.sum()) < robust_accuracy(small_net, test, **options).correct
 
 
+def test_a_restart_attacks_only_what_is_not_yet_fooled(small_net, digits):
+    test, rows = digits[1], []
+    hook = small_net.register_forward_hook(
+        lambda module, inputs, output: rows.append(len(inputs[0])) if inputs[0].requires_grad else None
+    )
+    options = {"epsilon": EPSILON, "steps": 1, "batch_size": len(test)}
+    left = robust_accuracy(small_net, test, **options).correct
+    rows.clear()
+    robust_accuracy(small_net, test, restarts=2, **options)
+    hook.remove()
+    assert rows == [len(test), left]
+
+
+def test_bf16_finds_other_images_and_float32_judges_them(small_net, digits):
+    test, dtypes = digits[1], []
+    options = {"epsilon": EPSILON, "steps": 5, "batch_size": len(test)}
+    exact = robust_accuracy(small_net, test, **options)
+    hook = small_net.register_forward_hook(lambda module, inputs, output: dtypes.append(output.dtype))
+    fast = robust_accuracy(small_net, test, precision="bf16", **options)
+    hook.remove()
+    assert dtypes == [torch.bfloat16] * 5 + [torch.float32]
+    assert fast.value == pytest.approx(exact.value, abs=0.05)
+
+
 def test_radius_zero_is_the_clean_accuracy(small_net, digits):
     assert robust_accuracy(small_net, digits[1], epsilon=0) == clean_accuracy(small_net, digits[1])
 
@@ -104,6 +128,7 @@ def test_max_images_draws_from_the_whole_set_without_repeating(digits):
     [
         ({"objective": "cw"}, "objective: expected one of cross_entropy, margin, got 'cw'"),
         ({"restarts": 0}, "restarts: expected at least 1"),
+        ({"precision": "fp16"}, "precision: expected 'fp32' or 'bf16', got 'fp16'"),
         ({"max_images": 0}, "max_images: expected at least 1"),
         ({"batch_size": 0}, "batch_size: expected at least 1"),
         ({"epsilon": 8}, "epsilon"),

@@ -83,7 +83,8 @@ def test_folding_leaves_the_network_alone():
     network.train()
     folded = Folded(network, torch.bfloat16, branch="adv")
     assert folded(torch.rand(4, 3, 16, 16)).dtype == torch.bfloat16
-    assert network.training and list(network.modules()) == modules
+    assert network.training
+    assert list(network.modules()) == modules
     assert all(parameter.requires_grad for parameter in network.parameters())
     assert all(torch.equal(value, state[name]) for name, value in network.state_dict().items())
     assert not any(buffer.requires_grad for buffer in folded.buffers())
