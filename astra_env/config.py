@@ -204,7 +204,8 @@ class ExperimentConfig:
     device: str = "auto"
     """cpu, cuda, cuda:N or auto."""
     policy: str = "reinforce"
-    """Who chooses the attacks: fixed, random, reinforce or module:Class."""
+    """Who chooses the attacks: fixed, random, scheduled, reinforce, module:Class, or the path of a run or checkpoint
+    whose trained strategy network acts (policy_args {learn: true}: and goes on learning)."""
     policy_args: dict[str, Any] = field(default_factory=dict)
     """Arguments of the policy."""
     data: DataConfig = field(default_factory=DataConfig)

@@ -115,6 +115,7 @@ class Trainer:
             "measured": "classifier" if self.learner.classifies else "linear probe",
             "probe": None if result is None else probe_summary(result),
             "attack_steps": int(self.learner.attack_steps),
+            "views_per_step": self.learner.views_per_step,
             "rollbacks": self.rollbacks,
             "parameters": sum(p.numel() for p in self.learner.target.parameters()),
             "timing": self._timing(),

@@ -1,5 +1,6 @@
 """Adversarial full fine-tuning (AFF): TRADES with a clean and an adversarial branch."""
 
+from collections.abc import Sequence
 from copy import deepcopy
 from pathlib import Path
 
@@ -34,12 +35,14 @@ def finetune(
     beta: float = 6.0,
     augment: bool = True,
     attack: TrainingAttack | None = None,
+    decay_points: Sequence[float] = DECAY_POINTS,
+    head: nn.Linear | None = None,
     seed: int = 0,
     device: torch.device | str | None = None,
     state_path: str | Path | None = None,
     progress: bool = False,
 ) -> EncoderClassifier:
-    """Fine-tune a copy of an encoder and a zero-initialised head: CE(clean branch) + beta * KL(adv || clean).
+    """Fine-tune a copy of an encoder and a head: CE(clean branch) + beta * KL(adv || clean).
 
     The attack maximises the divergence of the adv branch from the clean branch in eval mode; losses are taken in
     training mode (ACL 2020, ASTrA 2025). SGD with momentum .9, learning rate x.1 at 60 % and 80 % of the epochs.
@@ -55,6 +58,8 @@ def finetune(
         beta: weight of the divergence.
         augment: crop (padding 4) and flip.
         attack: default 10 steps of 2/255 in 8/255.
+        decay_points: fractions of the epochs after which the learning rate falls tenfold.
+        head: where the head starts; default at zero. Copied.
         seed: of order, augmentation and the attack's start.
         device: where to compute; default where the encoder is.
         state_path: checkpoint written after every epoch; training continues from it when it is there.
@@ -75,8 +80,10 @@ def finetune(
         raise InputError(f"epochs: expected at least 1, got {epochs}")
     place = device_of(target) if device is None else torch.device(device)
     classifier = EncoderClassifier(deepcopy(target), len(train.classes)).to(place).requires_grad_(True)
+    if head is not None:
+        classifier.head.load_state_dict(head.state_dict())
     optimizer = torch.optim.SGD(classifier.parameters(), learning_rate, MOMENTUM, weight_decay=weight_decay)
-    milestones = [round(point * epochs) for point in DECAY_POINTS]
+    milestones = [round(point * epochs) for point in decay_points]
     schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones)
     generator = torch.Generator().manual_seed(seed)
     settings = {"epochs": epochs, "learning_rate": learning_rate, "batch_size": batch_size, "beta": beta, "seed": seed}

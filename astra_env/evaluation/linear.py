@@ -1,6 +1,6 @@
 """Linear probing of a frozen encoder: SLF (clean images) and ALF (adversarial images)."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,6 +65,7 @@ def linear_probe(
     augment: bool = True,
     adversarial: bool = False,
     attack: TrainingAttack | None = None,
+    decay_points: Sequence[float] = DECAY_POINTS,
     seed: int = 0,
     device: torch.device | str | None = None,
     state_path: str | Path | None = None,
@@ -88,6 +89,7 @@ def linear_probe(
             attack, features are extracted once.
         adversarial: train the head on PGD examples against the classifier as it is (ALF).
         attack: of ALF; default 10 steps of 2/255 in 8/255.
+        decay_points: fractions of the epochs after which the learning rate falls tenfold.
         seed: of order, augmentation and attack.
         device: where to compute; default where the encoder is.
         state_path: checkpoint of the head written after every epoch over the images; training continues from it when
@@ -109,7 +111,7 @@ def linear_probe(
     place = device_of(target) if device is None else torch.device(device)
     classifier = EncoderClassifier(target, len(train.classes), branch).to(place)
     optimizer = torch.optim.SGD(classifier.head.parameters(), learning_rate, MOMENTUM, weight_decay=weight_decay)
-    milestones = [round(point * epochs) for point in DECAY_POINTS]
+    milestones = [round(point * epochs) for point in decay_points]
     schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones)
     generator = torch.Generator().manual_seed(seed)
     budget = (attack or TrainingAttack()) if adversarial else None
