@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from fuzzing import cases
-from hypothesis import given
+from hypothesis import given, reject
 from hypothesis import strategies as st
 
 from astra_env.errors import ConfigError, InputError
@@ -65,7 +65,7 @@ NUMBERS = st.one_of(st.integers(-(2**63), 2**63 - 1), st.integers(-2, 14), st.fl
 DTYPES = st.sampled_from(["int64", "int8", "uint8", "float32", "float64", "bool", "complex64", "object", "U4"])
 
 
-@cases(300)
+@cases(150)
 @given(data=st.data())
 def test_whatever_is_decoded_is_an_attack_of_the_grids_or_a_typed_error(data):
     space, shape = StrategySpace(), data.draw(SHAPES)
@@ -73,7 +73,10 @@ def test_whatever_is_decoded_is_an_attack_of_the_grids_or_a_typed_error(data):
     values = data.draw(st.lists(NUMBERS, min_size=count, max_size=count))
     with np.errstate(all="ignore"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        actions = np.array(values, dtype=object).astype(data.draw(DTYPES)).reshape(shape)
+        try:
+            actions = np.array(values, dtype=object).astype(data.draw(DTYPES)).reshape(shape)
+        except (OverflowError, ValueError, TypeError):
+            reject()  # no such array
     given_as = data.draw(st.sampled_from([lambda a: a, np.ndarray.tolist]))
     try:
         strategy = space.decode(given_as(actions))
