@@ -87,7 +87,11 @@ def require_optimizer_state(name: str, given: Any, optimizer: Optimizer) -> None
     for group, expected in zip(groups, own, strict=True):
         _require_group(f"{name}.param_groups", require_mapping(f"{name}.param_groups", group), expected)
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    for index, buffers in require_mapping(f"{name}.state", state.get("state")).items():
+    entries = require_mapping(f"{name}.state", state.get("state"))
+    kinds = {tuple(sorted(map(str, require_mapping(f"{name}.state", buffers)))) for buffers in entries.values()}
+    if len(kinds) > 1:
+        raise CheckpointError(f"checkpoint: {name}.state: some parameters have buffers that others lack")
+    for index, buffers in entries.items():
         if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < len(parameters):
             raise CheckpointError(f"checkpoint: {name}.state: no parameter {_short(index)}")
         for key, value in require_mapping(f"{name}.state", buffers).items():

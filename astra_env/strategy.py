@@ -144,13 +144,10 @@ class StrategySpace:
         Raises:
             InputError: for another shape, a non-integer dtype or an index outside its grid.
         """
-        indices = actions if isinstance(actions, Tensor) else torch.from_numpy(np.array(actions))
-        if indices.dim() == 1:
-            indices = indices[None]
-        if indices.dim() != 2 or indices.shape[1] != len(PARAMETERS):
-            raise InputError(
-                f"actions: expected integers of shape (N, 3) or (3,), got shape {tuple(np.shape(actions))}"
-            )
+        given = actions if isinstance(actions, Tensor) else _as_tensor(actions)
+        indices = given[None] if given.dim() == 1 else given
+        if indices.dim() != 2 or indices.shape[1] != len(PARAMETERS) or len(indices) == 0:
+            raise InputError(f"actions: expected integers of shape (N, 3) or (3,), got shape {tuple(given.shape)}")
         if indices.is_floating_point() or indices.is_complex() or indices.dtype == torch.bool:
             raise InputError(f"actions: expected integers, got {indices.dtype}")
         indices = indices.to(torch.int64)
@@ -221,6 +218,15 @@ def _unique(name: str, grid: tuple[Any, ...]) -> tuple[Any, ...]:
     if len(set(grid)) != len(grid):
         raise ConfigError(f"strategy.{name}: expected distinct values, got {list(grid)}")
     return grid
+
+
+def _as_tensor(actions: Any) -> Tensor:
+    try:
+        return torch.from_numpy(np.array(actions))
+    except (TypeError, ValueError, OverflowError) as error:
+        raise InputError(
+            f"actions: expected integers of shape (N, 3) or (3,), got {str(actions)[:60]!r} ({type(actions).__name__})"
+        ) from error
 
 
 def _index_of(name: str, grid: tuple[float, ...], value: float) -> int:

@@ -23,10 +23,10 @@ from astra_env.trainer import versions
 
 SMALLEST = {
     "target.width": 1,
-    "target.blocks": [1],
+    "target.blocks": [1, 1, 1, 1],
     "target.hidden_dim": 2,
     "target.feature_dim": 2,
-    "learner.batch_size": 2,
+    "learner.batch_size": 4,
     "learner.total_steps": 50,
     "data.max_images": 20,
     "env.chunk_steps": 1,

@@ -2,7 +2,8 @@
 
 import pytest
 import yaml
-from hypothesis import given, settings
+from fuzzing import cases
+from hypothesis import given
 from hypothesis import strategies as st
 
 from astra_env.config import ExperimentConfig
@@ -97,7 +98,7 @@ KEYS = st.sampled_from(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@cases(60)
 @given(st.dictionaries(KEYS, PLAIN, max_size=3))
 def test_whatever_the_values_the_loader_answers_with_a_configuration_or_a_typed_error(values):
     try:

@@ -44,9 +44,8 @@ def supervised(disturb=lambda: None):
 
 def environment(kind):
     def play(disturb=lambda: None):
-        env = (
-            AttackStrategyEnv("tiny", SHORT) if kind == "chunks" else InstanceAttackStrategyVectorEnv(32, "tiny", SHORT)
-        )
+        chunks = kind == "chunks"
+        env = AttackStrategyEnv("tiny", SHORT) if chunks else InstanceAttackStrategyVectorEnv(32, "tiny", SHORT)
         env.reset(seed=5)
         env.action_space.seed(5)
         rewards = []

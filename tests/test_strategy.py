@@ -1,9 +1,12 @@
 """Attack strategies and the grids they are decoded from."""
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from fuzzing import cases
+from hypothesis import given, reject
 from hypothesis import strategies as st
 
 from astra_env.errors import ConfigError, InputError
@@ -18,6 +21,7 @@ def test_default_grids_are_the_papers():
     assert [round(value * 255) for value in space.step_size] == [1, 2, 3, 4, 5]
 
 
+@cases(100)
 @given(st.lists(st.tuples(st.integers(0, 12), st.integers(0, 11), st.integers(0, 4)), min_size=1, max_size=20))
 def test_decoding_looks_every_action_up_in_its_own_column(actions):
     strategy = StrategySpace().decode(np.array(actions))
@@ -54,6 +58,34 @@ def test_every_integer_dtype_decodes_alike(dtype):
 def test_actions_outside_the_grids_are_refused(actions, message):
     with pytest.raises(InputError, match=message):
         StrategySpace().decode(np.array(actions))
+
+
+SHAPES = st.lists(st.integers(0, 4), max_size=3).map(tuple)
+NUMBERS = st.one_of(st.integers(-(2**63), 2**63 - 1), st.integers(-2, 14), st.floats(), st.booleans())
+DTYPES = st.sampled_from(["int64", "int8", "uint8", "float32", "float64", "bool", "complex64", "object", "U4"])
+
+
+@cases(150)
+@given(data=st.data())
+def test_whatever_is_decoded_is_an_attack_of_the_grids_or_a_typed_error(data):
+    space, shape = StrategySpace(), data.draw(SHAPES)
+    count = int(np.prod(shape, dtype=int))
+    values = data.draw(st.lists(NUMBERS, min_size=count, max_size=count))
+    with np.errstate(all="ignore"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            actions = np.array(values, dtype=object).astype(data.draw(DTYPES)).reshape(shape)
+        except (OverflowError, ValueError, TypeError):
+            reject()  # no such array
+    given_as = data.draw(st.sampled_from([lambda a: a, np.ndarray.tolist]))
+    try:
+        strategy = space.decode(given_as(actions))
+    except InputError as error:
+        assert "\n" not in str(error)  # noqa: PT017 - an attack is as good an answer
+    else:
+        assert set(strategy.steps.tolist()) <= set(space.steps)
+        assert strategy.epsilon.min() >= 3 / 255 - 1e-6
+        assert strategy.epsilon.max() <= 15 / 255 + 1e-6
 
 
 def test_encode_is_the_inverse_of_decode():

@@ -108,6 +108,7 @@ class AgentRun:
         self.env.episode_lengths = state["episode_lengths"].numpy().copy()  # type: ignore[attr-defined]
         load_agent_state(self.model, state["agent"])
         set_random_state(self.model.action_space.np_random, state["action_space"])
+        set_process_random_state(state["random"])
         self._resumed = state["random"]
         self._next_save = self.model.num_timesteps + self.config.checkpoint_every
 

@@ -11,10 +11,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from astra_env.checkpoint import load_checkpoint
+from astra_env.config import ExperimentConfig
+from astra_env.configuration import load_config
 from astra_env.errors import RunDirectoryError
+from astra_env.learner import ContrastiveLearner
 from astra_env.run_directory import RunDirectory
+from astra_env.strategy import AttackStrategy
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = ("--config", "tiny", "--quiet", "--probe.enabled", "false", "--learner.total_steps", "8")
@@ -132,29 +137,48 @@ def test_a_read_only_directory_is_named(tmp_path, train):
     assert "choose a writable --run_dir" in one_line(said)
 
 
-def test_a_data_directory_that_vanished_is_named_and_the_run_stays_as_it_is(tmp_path, train):
-    from PIL import Image
-
+@pytest.fixture
+def images(tmp_path):
+    """A folder of a few images in two classes."""
     for split in ("train", "test"):
         for label in ("cat", "dog"):
             folder = tmp_path / "images" / split / label
             folder.mkdir(parents=True)
             for index in range(10):
                 Image.new("RGB", (8, 8), (index * 20, 10, 200)).save(folder / f"{index}.png")
-    data = ("--data.name", "folder", "--data.root", tmp_path / "images", "--data.max_images=null")
+    return tmp_path / "images"
+
+
+@pytest.mark.parametrize("budget", [0, 100])
+def test_images_that_vanish_in_the_middle_of_a_run_do_not_stop_it(tmp_path, images, budget):
+    """They are in memory, or in a mapped file that stays open as long as the run."""
+    overrides = {"data.name": "folder", "data.root": str(images), "data.max_images": None, "learner.batch_size": 8}
+    config = load_config(ExperimentConfig, "tiny", {**overrides, "data.host_budget_mib": budget})
+    weights = []
+    for vanishing in (False, True):
+        learner = ContrastiveLearner(config)
+        learner.step(AttackStrategy.constant(1, steps=1))
+        if vanishing:
+            shutil.rmtree(images)
+        for _ in range(3):
+            learner.step(AttackStrategy.constant(1, steps=1))
+        weights.append(torch.cat([tensor.double().flatten() for tensor in learner.target.state_dict().values()]))
+    assert torch.equal(*weights)
+
+
+def test_a_data_directory_that_vanished_is_named_and_the_run_stays_as_it_is(tmp_path, images, train):
+    data = ("--data.name", "folder", "--data.root", images, "--data.max_images=null")
     run = tmp_path / "run"
     assert train(*SMALL, *data, "--run_dir", run, "--learner.batch_size", 8)[0] == 0
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
-    (tmp_path / "images").rename(tmp_path / "elsewhere")
+    images.rename(tmp_path / "elsewhere")
     status, said = train("--resume", "--run_dir", run, "--quiet")
     assert status == 2
-    assert str(tmp_path / "images") in one_line(said)
+    assert str(images) in one_line(said)
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
 
 
 def test_a_run_directory_that_vanishes_is_an_error_of_one_line(tmp_path):
-    import shutil
-
     run = RunDirectory(tmp_path / "run", "")
     shutil.rmtree(tmp_path / "run")
     with pytest.raises(RunDirectoryError, match="No such file or directory"):

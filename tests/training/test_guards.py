@@ -113,10 +113,10 @@ def test_a_classifier_that_diverges_stops_or_goes_back(tmp_path, caplog, policy)
 
 
 def constant(network):
-    """Let a network give one output for everything."""
+    """Let a network give one output for everything: weights of 0, biases of 1."""
     with torch.no_grad():
-        for parameter in network.parameters():
-            parameter.zero_()
+        for name, parameter in network.named_parameters():
+            parameter.fill_(float(name.endswith("bias")))
 
 
 def test_an_attack_without_gradients_and_constant_features_are_reported_once(tmp_path, caplog):

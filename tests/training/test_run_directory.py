@@ -41,6 +41,24 @@ def test_a_damaged_last_checkpoint_falls_back_to_the_one_before_with_a_warning(t
             run.restore()
 
 
+def test_metrics_that_were_lost_or_damaged_behind_its_back_are_named(tmp_path, caplog):
+    with RunDirectory(tmp_path, "") as run:
+        run.log(0, {"loss": 1.0})
+        run.log(1, {"loss": 2.0})
+        run.save({"step": 2})
+    text = run.metrics_path.read_text()
+    run.metrics_path.write_text(text.splitlines(keepends=True)[0])
+    with RunDirectory(tmp_path, "", resume=True) as run:
+        run.restore()
+        assert [line["step"] for line in run.metrics()] == [0]
+    assert "bytes that were there at the last checkpoint are missing" in caplog.text
+    run.metrics_path.write_text(text.replace('"loss": 2.0}', '"loss": 2.'))
+    with RunDirectory(tmp_path, "", resume=True) as run:
+        run.restore()
+        with pytest.raises(RunDirectoryError, match=r"metrics\.jsonl, line 2 is damaged"):
+            run.log(2, {"loss": 1.0})
+
+
 def test_a_directory_that_holds_a_run_is_refused_without_resume(tmp_path):
     RunDirectory(tmp_path / "run", "").close()
     with pytest.raises(RunDirectoryError, match="already holds a run; continue it with --resume"):
