@@ -9,6 +9,8 @@ from typing import Any
 
 from astra_env.errors import ConfigError
 
+COMPILE_MODES = ("none", "default", "reduce-overhead", "max-autotune")
+
 
 @dataclass
 class DataConfig:
@@ -91,15 +93,19 @@ class LearnerConfig:
     kind_args: dict[str, Any] = field(default_factory=dict)
     """Settings of that learner; contrastive has none, supervised takes those of rpat, such as {method: trades}."""
     objective: str = "astra"
-    """astra (clean, adversarial and mixed NT-Xent) or simclr (clean views only, no attack)."""
+    """astra, acl, dynacl, rocl, advcl, deacl, barlow, simclr (clean views only, no attack) or module:Class."""
+    objective_args: dict[str, Any] = field(default_factory=dict)
+    """Arguments of the objective."""
     batch_size: int = 512
     """Images per step; each gives two views in contrastive training."""
     epochs: int = 1000
     """Length of the training in epochs."""
     total_steps: int | None = None
     """Length of the training in steps; when given, epochs is ignored."""
+    optimizer: str = "lars"
+    """lars or sgd, both with momentum."""
     learning_rate: float = 5.0
-    """Highest learning rate: of LARS after warm-up (contrastive), of SGD at the start (supervised)."""
+    """Highest learning rate: after warm-up (contrastive), of SGD at the start (supervised)."""
     momentum: float = 0.9
     """Momentum of the optimiser."""
     weight_decay: float = 1e-6
@@ -113,7 +119,7 @@ class LearnerConfig:
     temperature: float = 0.5
     """Temperature of NT-Xent."""
     mixed_weight: float = 0.5
-    """Weight w of the mixed loss."""
+    """Weight w of the mixed loss of astra and barlow."""
     reward: str = "astra"
     """astra, per_view, vs_fixed, cost_aware, constant or module:attribute; supervised: adv_loss_gain, look_ahead,
     constant or module:attribute."""
@@ -125,6 +131,12 @@ class LearnerConfig:
     """Keep the network and the views in channels-last memory order."""
     fold_batchnorm: bool = False
     """Attack a copy of the network whose BatchNorms are folded into its weights: equal up to rounding, faster."""
+    compile: str = "none"
+    """torch.compile mode of that copy: none, default, reduce-overhead (CUDA graphs) or max-autotune."""
+    tf32: bool | None = None
+    """Allow or forbid TF32 products on CUDA; default PyTorch's own choice."""
+    fast: bool = False
+    """Use what pays on the device: bf16 where it has instructions for it, channels_last, fold_batchnorm, tf32."""
 
 
 @dataclass
@@ -192,7 +204,8 @@ class ExperimentConfig:
     device: str = "auto"
     """cpu, cuda, cuda:N or auto."""
     policy: str = "reinforce"
-    """Who chooses the attacks: fixed, random, reinforce or module:Class."""
+    """Who chooses the attacks: fixed, random, scheduled, reinforce, module:Class, or the path of a run or checkpoint
+    whose trained strategy network acts (policy_args {learn: true}: and goes on learning)."""
     policy_args: dict[str, Any] = field(default_factory=dict)
     """Arguments of the policy."""
     data: DataConfig = field(default_factory=DataConfig)
@@ -222,7 +235,9 @@ class ExperimentConfig:
         _positive("learner.temperature", learner.temperature)
         _positive("learner.mixed_weight", learner.mixed_weight, allow_zero=True)
         _positive("learner.warmup_epochs", learner.warmup_epochs, allow_zero=True)
+        _one_of("learner.optimizer", learner.optimizer, ("lars", "sgd"))
         _one_of("learner.precision", learner.precision, ("fp32", "bf16"))
+        require_compilable("learner", learner)
         _one_of("target.norm", self.target.norm, ("branch", "single", "group"))
         _one_of("target.stem", self.target.stem, ("cifar", "imagenet"))
         _one_of("env.reset_mode", self.env.reset_mode, ("restart", "continue"))
@@ -239,6 +254,16 @@ class ExperimentConfig:
         low, high = self.views.crop_scale
         if not 0 < low <= high <= 1:
             raise ConfigError(f"views.crop_scale: expected 0 < low <= high <= 1, got {list(self.views.crop_scale)}")
+
+
+def require_compilable(section: str, options: Any) -> None:
+    """Raise ConfigError unless ``compile`` is a mode of ``torch.compile`` and there is a copy to compile."""
+    _one_of(f"{section}.compile", options.compile, COMPILE_MODES)
+    if options.compile != "none" and not (options.fold_batchnorm or options.fast):
+        raise ConfigError(
+            f"{section}.compile: {options.compile!r} compiles the attack's copy of the network; set "
+            f"--{section}.fold_batchnorm true or --{section}.fast true"
+        )
 
 
 def _at_least(name: str, value: int, least: int) -> None:

@@ -3,12 +3,27 @@
 import logging
 from collections.abc import Mapping
 
+import torch
+from torch import nn
+
+from astra_env.errors import Diverged
+
 logger = logging.getLogger(__name__)
 
 ZERO_GRADIENT_LIMIT = 0.5
 """Share of attacked images without any gradient from which on the attack is called broken."""
 CONSTANT_UNIFORMITY = -1e-3
 """Uniformity, ``log mean exp(-2 d^2)``, of features that practically coincide: distances below 0.023."""
+
+
+def require_finite(network: nn.Module, step: int) -> None:
+    """Raise Diverged unless every weight and statistic is finite: what is saved must be worth coming back to."""
+    norms = torch._foreach_norm([value for value in network.state_dict().values() if value.is_floating_point()])
+    if not bool(torch.isfinite(torch.stack([norm.float() for norm in norms])).all()):
+        raise Diverged(
+            f"training diverged before step {step}: weights are not finite; lower the learning rate, or set "
+            "run.on_divergence to rollback"
+        )
 
 
 class HealthWatch:

@@ -2,11 +2,12 @@
 
 import inspect
 
+from astra_env.building import load_training_images
 from astra_env.config import ExperimentConfig
 from astra_env.data import ImageDataset
 from astra_env.devices import resolve_device
 from astra_env.errors import ConfigError
-from astra_env.learner import ContrastiveLearner, load_training_images
+from astra_env.learner import ContrastiveLearner
 from astra_env.protocols import Learner
 from astra_env.registry import Registry
 

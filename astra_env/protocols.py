@@ -48,6 +48,7 @@ class Learner(Protocol):
         warmup_steps: steps until the learning rate is at its height, for policies with such a schedule.
         learning_rate_scale: factor on the learning rate, lowered when a run that diverged was rolled back.
         norm: of the ball that attacks stay in, "linf" or "l2".
+        attack_steps: gradient steps spent on attacks so far, over all views; a scalar that stays on the device.
     """
 
     split: ClassVar[str] = "train"
@@ -64,6 +65,7 @@ class Learner(Protocol):
     warmup_steps: int = 0
     learning_rate_scale: float = 1.0
     norm: str = "linf"
+    attack_steps: Tensor = torch.zeros((), dtype=torch.int64)
 
     @classmethod
     def views_per_image(cls, config: ExperimentConfig) -> int:

@@ -153,9 +153,11 @@ class StrategySpace:
             )
         if indices.is_floating_point() or indices.is_complex() or indices.dtype == torch.bool:
             raise InputError(f"actions: expected integers, got {indices.dtype}")
-        indices = indices.to(device=device if device is not None else indices.device, dtype=torch.int64)
+        indices = indices.to(torch.int64)
         if check:
-            self._check(indices)
+            self._check(indices)  # where they came from: an array's need no device
+        if device is not None:
+            indices = indices.to(device)
         epsilon, steps, step_size = self._on(indices.device)
         return AttackStrategy(epsilon[indices[:, 0]], steps[indices[:, 1]], step_size[indices[:, 2]])
 

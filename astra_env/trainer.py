@@ -16,7 +16,7 @@ from astra_env.configuration import to_dict
 from astra_env.determinism import deterministic_algorithms
 from astra_env.errors import CheckpointError, Diverged
 from astra_env.evaluation import ProbeResult, probe_learner
-from astra_env.health import HealthWatch
+from astra_env.health import HealthWatch, require_finite
 from astra_env.interaction import interact
 from astra_env.interrupts import GracefulStop
 from astra_env.protocols import Learner, Policy
@@ -82,20 +82,20 @@ class Trainer:
         Raises:
             Diverged: when the loss is not finite and ``run.on_divergence`` is "raise", or rolling back did not help.
         """
-        if self.learner.step_count == 0:
-            self._save()
         kernels = deterministic_algorithms(self.config.run.deterministic)
         with kernels, GracefulStop() as stop, self._bar() as bar:
+            if self.learner.step_count == 0:
+                self._save()
             while not self.learner.finished:
                 try:
                     self._step(bar)
+                    if stop.requested or self.learner.finished:
+                        self._save()
                 except Diverged as error:
                     self._roll_back(error)
                     bar.n = self.learner.step_count
                 if stop.requested:
-                    self._save()
                     return stop.exit_status
-        self._save()
         return 0
 
     def finish(self) -> dict[str, Any]:
@@ -114,6 +114,8 @@ class Trainer:
             "final": metrics[-1] if metrics else {},
             "measured": "classifier" if self.learner.classifies else "linear probe",
             "probe": None if result is None else probe_summary(result),
+            "attack_steps": int(self.learner.attack_steps),
+            "views_per_step": self.learner.views_per_step,
             "rollbacks": self.rollbacks,
             "parameters": sum(p.numel() for p in self.learner.target.parameters()),
             "timing": self._timing(),
@@ -159,6 +161,7 @@ class Trainer:
             writer.add_images("views/clean_and_adversarial", pairs.flatten(0, 1), step)
 
     def _save(self, keep_as: str | None = None) -> None:
+        require_finite(self.learner.target, self.learner.step_count)
         self.run.save(self._state(), keep_as=keep_as)
 
     def _state(self) -> dict[str, Any]:

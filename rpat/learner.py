@@ -8,9 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from astra_env.attack_copy import AttackCopy
 from astra_env.data import BatchSampler, ImageDataset
 from astra_env.errors import CheckpointError, Diverged
 from astra_env.seeding import derive_seed, generator
+from astra_env.speed import Speed, tf32
 from astra_env.state_checks import (
     UNFIT,
     one_line,
@@ -57,10 +59,12 @@ class SupervisedLearner:
         self.device = device
         self.method = config.make_method()
         self.epochs = config.epochs or 0
-        memory = torch.channels_last if config.run.channels_last else torch.contiguous_format
+        self.speed = Speed.of(config.run, device)
+        memory = torch.channels_last if self.speed.channels_last else torch.contiguous_format
         self.memory_format: torch.memory_format = memory
         network = build_network(config.network, train, config.seed)
         self.model: nn.Module = network.to(device=device).to(memory_format=memory)  # type: ignore[call-overload]
+        self._attacked = AttackCopy(self.model, self.speed) if self.speed.fold_batchnorm else None
         self.optimizer = torch.optim.SGD(
             self.model.parameters(),
             lr=config.optimizer.learning_rate,
@@ -110,16 +114,18 @@ class SupervisedLearner:
             Diverged: when the loss or the gradient is not finite; the weights are those from before the step, the
                 statistics of BatchNorm may be spoilt.
         """
-        step = self.begin(*self.draw())
-        step.adversarial = self.method.attack(step)
-        terms = self.differentiate(step)
-        self.update()
+        with tf32(self.speed.tf32):
+            step = self.begin(*self.draw())
+            step.adversarial = self.method.attack(step)
+            terms = self.differentiate(step)
+            self.update()
         return terms
 
     def draw(self) -> tuple[Tensor, Tensor]:
         """Return the next batch, augmented: images in [0, 1] and labels, as :class:`Step` takes them."""
         rows = next(self.sampler)
-        labels = self.train.labels[rows.to(self.train.labels.device)].to(self.device)
+        home, cuda = self.train.labels.device, self.device.type == "cuda"
+        labels = self.train.labels[rows.to(home, non_blocking=cuda)].to(self.device, non_blocking=cuda)
         images, labels = self.augment(self.train.gather(rows, self.device), labels, self.epoch)
         return images.contiguous(memory_format=self.memory_format), labels
 
@@ -129,8 +135,8 @@ class SupervisedLearner:
         """Set what depends on the epoch and return the step that trains on a batch.
 
         Args:
-            images: what :meth:`draw` returned.
-            labels: likewise.
+            images: of :meth:`draw`.
+            labels: of :meth:`draw`.
             strategy: one attack per image; default the configured one for all.
             keep_outputs: keep the logits that the attack ends with.
         """
@@ -154,7 +160,8 @@ class SupervisedLearner:
             perception=config.perception if epoch >= config.rp_start_epoch else None,
             average=self.average,
             progress=progress,
-            autocast=torch.bfloat16 if config.run.precision == "bf16" else None,
+            autocast=self.speed.autocast,
+            attacked=None if self._attacked is None else self._attacked.forward(len(images)),
         )
 
     def differentiate(self, step: Step) -> dict[str, Tensor]:

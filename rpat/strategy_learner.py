@@ -9,17 +9,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from astra_env.building import load_training_images
 from astra_env.config import ExperimentConfig
 from astra_env.data import ImageDataset
 from astra_env.devices import resolve_device
 from astra_env.errors import CheckpointError
 from astra_env.evaluation.batches import require_labels
-from astra_env.learner import load_training_images
 from astra_env.losses import alignment, uniformity
 from astra_env.protocols import Learner
 from astra_env.report import StepReport
 from astra_env.rewards import make_reward
 from astra_env.seeding import generator
+from astra_env.state_checks import require_tensor
 from astra_env.strategy import AttackStrategy, StrategySpace
 from rpat.learner import SupervisedLearner
 from rpat.methods import Step, method_class
@@ -56,6 +57,7 @@ class StrategyLearner(Learner):
         self.supervised = SupervisedLearner(settings, images, self.device, rate_field="learner.learning_rate")
         self.target = self.supervised.model
         self.total_steps = config.learner.total_steps or self.supervised.total_steps
+        self.attack_steps = torch.zeros((), dtype=torch.int64, device=self.device)
         self._minibatch: tuple[Tensor, Tensor] | None = None
         self._before_minibatch: dict[str, Any] = {}
 
@@ -118,6 +120,7 @@ class StrategyLearner(Learner):
         strategy = strategy.for_each(len(images), self.device)
         step = self.supervised.begin(images, labels, strategy, keep_outputs=True)
         step.adversarial = self.supervised.method.attack(step)
+        self.attack_steps = self.attack_steps + strategy.steps.sum()
         clean, adv = self._logits(step)
         terms = self.supervised.differentiate(step)
         inputs = self._reward_inputs(step, clean, adv)
@@ -142,6 +145,7 @@ class StrategyLearner(Learner):
             state["sampler"] = self._before_minibatch["sampler"]
             state["generators"] = {**state["generators"], "augment": self._before_minibatch["augment"]}
         state["target"] = state.pop("model")
+        state["attack_steps"] = self.attack_steps.cpu()
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -152,7 +156,9 @@ class StrategyLearner(Learner):
         for name in ("target", "ema", "optimizer", "sampler", "generators", "step"):
             if name not in state:
                 raise CheckpointError(f"checkpoint: does not fit this learner: {name!r} is missing")
+        require_tensor("attack_steps", state.get("attack_steps"), self.attack_steps)
         self.supervised.load_state_dict({**state, "model": state["target"]})
+        self.attack_steps = state["attack_steps"].to(self.device, copy=True)
         self._minibatch = None
 
     def _next_minibatch(self) -> tuple[Tensor, Tensor]:

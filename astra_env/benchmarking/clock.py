@@ -1,5 +1,6 @@
 """Timing the phases of a training step on the host and on CUDA."""
 
+import copy
 import time
 from collections import defaultdict
 from collections.abc import Callable
@@ -9,7 +10,7 @@ import torch
 
 from astra_env.learner import ContrastiveLearner
 
-PHASES = ("augment", "policy", "attack", "reward", "train", "optimiser")
+PHASES = ("load", "augment", "policy", "attack", "reward", "train", "optimiser")
 
 
 class Clock:
@@ -45,6 +46,8 @@ class Clock:
 
 def attach(learner: ContrastiveLearner, clock: Clock) -> None:
     """Have the clock time each phase of this one learner's steps."""
+    learner.dataset = copy.copy(learner.dataset)
+    object.__setattr__(learner.dataset, "gather", clock.wrap("load", learner.dataset.gather))  # it is frozen
     for name, phase in (
         ("augment", "augment"),
         ("_attack", "attack"),
@@ -59,11 +62,14 @@ def attach(learner: ContrastiveLearner, clock: Clock) -> None:
 
 
 class _Objective:
-    """An objective whose calls are timed."""
+    """An objective whose losses are timed; everything else is the objective's own."""
 
     def __init__(self, objective: Any, clock: Clock) -> None:
-        self.attacked, self.branch = objective.attacked, objective.branch
+        self._inner = objective
         self._call = clock.wrap("train", objective)
 
     def __call__(self, *arguments: Any) -> Any:
         return self._call(*arguments)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)

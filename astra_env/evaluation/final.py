@@ -1,8 +1,8 @@
 """The measurement at the end of a training run."""
 
+from astra_env.building import load_training_images
 from astra_env.config import ExperimentConfig
 from astra_env.evaluation.linear import ProbeResult, measure_classifier, probe
-from astra_env.learner import load_training_images
 from astra_env.protocols import Learner
 from astra_env.strategy import parse_number
 

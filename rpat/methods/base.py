@@ -78,6 +78,7 @@ class Step:
         generator: source of the attack's random start.
         adversarial: x', set by the trainer from the method's :meth:`Method.attack` before the losses are asked for.
         keep_outputs: whether the attack keeps the eval-mode logits of x', which costs one more forward pass.
+        attacked: eval-mode logits for the attack, when not by the model itself (a folded copy of it, say).
         attack: what the attack left behind; None before it, or when a method attacks in its own way.
     """
 
@@ -98,6 +99,7 @@ class Step:
         average: nn.Module | None = None,
         progress: Progress | None = None,
         autocast: torch.dtype | None = None,
+        attacked: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         self.model = model
         self.images = images
@@ -110,6 +112,7 @@ class Step:
         self.average = average
         self.progress = progress if progress is not None else Progress()
         self.autocast = autocast
+        self.attacked = attacked
 
     @cached_property
     def mixed(self) -> Tensor:
@@ -195,7 +198,8 @@ class Method:
             init=start,
             generator=step.generator,
             objective=objective,
-            autocast=step.autocast,
+            forward=step.attacked,
+            autocast=step.autocast if step.attacked is None else None,
             final_outputs=step.keep_outputs,
         )
         return step.attack.adversarial
