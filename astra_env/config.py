@@ -84,8 +84,8 @@ class StrategyConfig:
 class LearnerConfig:
     """Adversarial training of the target network.
 
-    Batch size, length, learning rate, momentum, weight decay, reward, precision and memory order are every learner's;
-    the other fields are the contrastive one's.
+    Batch size, length, learning rate, momentum, weight decay, reward, precision and what else is about speed are every
+    learner's; the other fields are the contrastive one's.
     """
 
     kind: str = "contrastive"

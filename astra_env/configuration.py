@@ -17,6 +17,7 @@ import jsonargparse
 import yaml
 
 from astra_env.errors import ConfigError
+from astra_env.nested_arguments import gather_nested
 from astra_env.safe_yaml import read_yaml
 
 C = TypeVar("C")
@@ -102,11 +103,21 @@ def parse_command_line(
     ``--config`` takes preset names as well as files. Raises ConfigError instead of exiting.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    base: dict[str, Any] = {}
     for index, argument in enumerate(arguments):
         if argument == "--config" and index + 1 < len(arguments):
-            arguments[index + 1] = str(_checked_file(parser, arguments[index + 1], package))
+            path = _checked_file(parser, arguments[index + 1], package)
+            arguments[index + 1] = str(path)
         elif argument.startswith("--config="):
-            arguments[index] = f"--config={_checked_file(parser, argument.partition('=')[2], package)}"
+            path = _checked_file(parser, argument.partition("=")[2], package)
+            arguments[index] = f"--config={path}"
+        else:
+            continue
+        for key, value in read_source(path, package).items():
+            _set_dotted(base, key, value)
+    schema = getattr(parser, "schema", None)
+    if schema is not None:
+        arguments = gather_nested(arguments, schema, base)
     try:
         namespace = parser.parse_args(arguments)
     except (jsonargparse.ArgumentError, TypeError, ValueError, KeyError) as error:

@@ -2,11 +2,12 @@
 
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, get_type_hints
 
 from astra_env.config import ExperimentConfig, LearnerConfig
 from astra_env.configuration import load_config, to_dict
 from astra_env.errors import ConfigError
+from astra_env.speed import SpeedOptions
 from rpat.config import PRESET_PACKAGE, RPATConfig
 from rpat.methods import Budget, Method, Progress
 
@@ -24,7 +25,7 @@ ELSEWHERE = {
     "steps": "strategy.steps, from which the policy chooses",
     "step_size": "strategy.step_size, from which the policy chooses",
     "test": "probe",
-    "run": "run, learner.precision and learner.channels_last",
+    "run": "run, and learner for precision, channels_last and the like",
     "validation": "nothing: no model is selected during the run",
 }
 """Settings of a supervised run that an experiment says in a place of its own."""
@@ -59,8 +60,7 @@ def supervised_config(config: ExperimentConfig, images: int) -> RPATConfig:
         "optimizer.learning_rate": options.learning_rate,
         "optimizer.momentum": options.momentum,
         "optimizer.weight_decay": options.weight_decay,
-        "run.precision": options.precision,
-        "run.channels_last": options.channels_last,
+        **{f"run.{name}": getattr(options, name) for name in get_type_hints(SpeedOptions)},
     }
     try:
         settled = load_config(RPATConfig, given, values, package=PRESET_PACKAGE).resolved()

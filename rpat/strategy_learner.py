@@ -20,6 +20,7 @@ from astra_env.protocols import Learner
 from astra_env.report import StepReport
 from astra_env.rewards import make_reward
 from astra_env.seeding import generator
+from astra_env.speed import tf32
 from astra_env.state_checks import require_tensor
 from astra_env.strategy import AttackStrategy, StrategySpace
 from rpat.learner import SupervisedLearner
@@ -116,7 +117,10 @@ class StrategyLearner(Learner):
         Raises:
             Diverged: when the loss or the gradient is not finite; the weights are those from before the step.
         """
-        images, labels = self._next_minibatch()
+        with tf32(self.supervised.speed.tf32):
+            return self._train_on(*self._next_minibatch(), strategy)
+
+    def _train_on(self, images: Tensor, labels: Tensor, strategy: AttackStrategy) -> StepReport:
         strategy = strategy.for_each(len(images), self.device)
         step = self.supervised.begin(images, labels, strategy, keep_outputs=True)
         step.adversarial = self.supervised.method.attack(step)

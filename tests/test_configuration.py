@@ -105,3 +105,21 @@ def test_whatever_the_values_the_loader_answers_with_a_configuration_or_a_typed_
         assert isinstance(to_dict(load_config(ExperimentConfig, values)), dict)
     except AstraError as error:
         assert len(str(error).splitlines()) == 1  # noqa: PT017 - a configuration is as good an answer
+
+
+def test_options_reach_into_dictionaries_of_dictionaries_and_change_nothing_else():
+    before = load_config(ExperimentConfig, "supervised_tiny").learner.kind_args
+    nested = ["--learner.kind_args.network.width", "8", "--learner.kind_args.network.normalize=data"]
+    deeper = ["--learner.kind_args.method_args.beta", "3", "--learner.kind_args.optimizer.milestones", "[1, 2]"]
+    config = command_line("--config", "supervised_tiny", *nested, *deeper, "--learner.kind_args.method", "trades")
+    assert config.learner.kind_args == {
+        **before,
+        "method": "trades",
+        "network": {"name": "resnet18", "width": 8, "normalize": "data"},
+        "method_args": {"beta": 3},
+        "optimizer": {"milestones": [1, 2]},
+    }
+    with pytest.raises(ConfigError, match=r"learner\.kind_args\.network\.width: expected a value"):
+        command_line("--learner.kind_args.network.width")
+    with pytest.raises(ConfigError, match=r"learner\.kind_args\.network\.width"):
+        command_line("--learner.kind_args.network.width=[1")

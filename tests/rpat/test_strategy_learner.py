@@ -156,6 +156,18 @@ def test_bfloat16_keeps_weights_rewards_and_logits_in_float32():
     assert {parameter.dtype for parameter in learner.target.parameters()} == {torch.float32}
 
 
+@pytest.mark.parametrize("reward", ["adv_loss_gain", "look_ahead"])
+def test_a_folded_attack_trains_the_same_up_to_rounding(reward):
+    exact, folded = (
+        make_learner(**{"learner.reward": reward, "learner.fold_batchnorm": fold}) for fold in (False, True)
+    )
+    assert folded.supervised.speed.fold_batchnorm
+    for learner in (exact, folded):
+        learner.last = learner.step(mixed_strategy()).scalars()
+    for name in ("loss", "adv_loss", "reward", "grad_norm"):
+        assert folded.last[name] == pytest.approx(exact.last[name], rel=1e-2), name
+
+
 def test_budget_and_schedule_follow_steps_and_a_new_budget_starts_again():
     learner = make_learner(**{"learner.total_steps": 9, "learner.kind_args.augment.autoaugment": "second_half"})
     rates = []
