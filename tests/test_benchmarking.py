@@ -98,12 +98,13 @@ def test_memory_grows_with_the_views_and_bf16_needs_less(digits):
     assert small["activations"] == 64 * max(small["training_per_view"], small["attack_per_view"])
     assert large["similarities"] == 4 * small["similarities"] == 9 * 6 * 128**2
     assert large["weights_gradients_momentum"] == small["weights_gradients_momentum"]
-    parts = ("weights_gradients_momentum", "activations", "similarities", "images")
+    parts = ("weights_gradients_momentum", "weight_copies", "activations", "similarities", "images")
     assert small["peak"] == sum(small[part] for part in parts)
     # Clean and adversarial views are trained on together; the attack keeps no weight gradients' inputs, nor both.
     assert small["attack_per_view"] < small["training_per_view"]
     fast = model(64, **{"learner.precision": "bf16", "learner.fold_batchnorm": True})
     assert fast["activations"] < 0.8 * small["activations"]
+    assert fast["weight_copies"] > 0
     assert fast["attack_per_view"] < 0.6 * small["attack_per_view"]
 
 
