@@ -1,5 +1,7 @@
 """The speed model: operations of the attack and of the step, counted; the plain step gives the same numbers."""
 
+import importlib.util
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -140,3 +142,36 @@ def test_help_needs_no_torch():
     assert result.returncode == 0, result.stderr[-500:]
     assert "--learner.batch_size" in result.stdout
     assert ExperimentConfig().learner.batch_size == 512
+
+
+def run_script(monkeypatch, *arguments):
+    spec = importlib.util.spec_from_file_location("benchmark", ROOT / "scripts" / "benchmark.py")
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    monkeypatch.setattr(sys, "argv", ["benchmark.py", *arguments])
+    return script.run_main(script.main)
+
+
+def test_the_script_writes_what_it_prints(monkeypatch, tmp_path, capsys):
+    path = tmp_path / "memory.json"
+    small = ["--width", "4", "--batch_size", "4", "--image_size", "8", "--device", "cpu", "--quiet"]
+    assert run_script(monkeypatch, "--what", "memory", "--modes", "exact", *small, "--output", str(path)) == 0
+    record = json.loads(path.read_text())
+    assert record["views"] == 1024
+    assert record["memory"]["exact"]["peak"] > record["memory"]["exact"]["activations"]
+    assert f"{record['memory']['exact']['peak'] / 1e6:.2f}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "allowed"),
+    [
+        ("--what", "everything", "astra, rpat, evaluation, memory"),
+        ("--modes", "faster", "plain, exact"),
+        ("--policy", "none", "uniform, fixed, max"),
+        ("--model", "vgg", "resnet18, resnet34"),
+        ("--autoattack", "long", "quick, standard"),
+    ],
+)
+def test_the_script_names_what_it_cannot_use(monkeypatch, capsys, option, value, allowed):
+    assert run_script(monkeypatch, option, value) == 2
+    assert f"{option[2:]}: expected one of {allowed}" in capsys.readouterr().err
