@@ -1,5 +1,6 @@
 """What a policy is, and how one is made by name."""
 
+import functools
 import inspect
 from dataclasses import dataclass
 from typing import Any
@@ -37,15 +38,17 @@ def make(name: str, *, context: Context | None = None, **kwargs: Any) -> Policy:
     """Build a policy.
 
     Args:
-        name: "fixed", "random", "scheduled", "reinforce", or ``module:Class`` of your own.
+        name: "fixed", "random", "scheduled", "reinforce", ``module:Class`` of your own, or a run directory or
+            checkpoint (``.pt``) whose trained strategy network is to act here.
         context: the run it will act in; default the paper's grids on the CPU. Its fields reach constructors that have
             parameters of those names (``space``, ``device``, ``seed``, ``total_steps``, ``warmup_steps``).
         kwargs: arguments of the policy; they win over the context.
 
     Raises:
+        CheckpointError: for a checkpoint that holds no strategy network.
         ConfigError: for an unknown name, arguments it does not take, or a class without ``predict``.
     """
-    factory = POLICIES.get(name)
+    factory = _factory(name)
     context = context if context is not None else Context(StrategySpace())
     parameters = inspect.signature(factory).parameters
     known = {field: value for field, value in vars(context).items() if field in parameters}
@@ -56,6 +59,12 @@ def make(name: str, *, context: Context | None = None, **kwargs: Any) -> Policy:
     if not callable(getattr(policy, "predict", None)):
         raise ConfigError(f"policy: {name!r} has no method predict(observation, ...), so it cannot act")
     return policy
+
+
+def _factory(name: str) -> Any:
+    from agents.transfer import is_checkpoint, transferred  # it builds on a policy, which registers itself here
+
+    return functools.partial(transferred, name) if name not in POLICIES and is_checkpoint(name) else POLICIES.get(name)
 
 
 def batch_size(observation: Any) -> int | None:

@@ -1,4 +1,4 @@
-"""The configuration of a self-supervised run: one dataclass a room, every field with its sentence.
+"""The configuration of a run under a policy's attacks: one dataclass a room, every field with its sentence.
 
 Values come from the dataclass defaults, then a preset or YAML file, then dotted overrides; see
 :mod:`astra_env.configuration` for how they are read.
@@ -82,14 +82,22 @@ class StrategyConfig:
 
 @dataclass
 class LearnerConfig:
-    """Self-supervised adversarial training of the target network."""
+    """Adversarial training of the target network.
 
+    Batch size, length, learning rate, momentum, weight decay, reward, precision and memory order are every learner's;
+    the other fields are the contrastive one's.
+    """
+
+    kind: str = "contrastive"
+    """Who trains: contrastive, supervised (a classifier, by the methods of package rpat) or module:Class."""
+    kind_args: dict[str, Any] = field(default_factory=dict)
+    """Settings of that learner; contrastive has none, supervised takes those of rpat, such as {method: trades}."""
     objective: str = "astra"
     """astra, acl, dynacl, rocl, advcl, deacl, barlow, simclr (clean views only, no attack) or module:Class."""
     objective_args: dict[str, Any] = field(default_factory=dict)
     """Arguments of the objective."""
     batch_size: int = 512
-    """Images per step; each gives two views."""
+    """Images per step; each gives two views in contrastive training."""
     epochs: int = 1000
     """Length of the training in epochs."""
     total_steps: int | None = None
@@ -97,7 +105,7 @@ class LearnerConfig:
     optimizer: str = "lars"
     """lars or sgd, both with momentum."""
     learning_rate: float = 5.0
-    """Learning rate after warm-up."""
+    """Highest learning rate: after warm-up (contrastive), of SGD at the start (supervised)."""
     momentum: float = 0.9
     """Momentum of the optimiser."""
     weight_decay: float = 1e-6
@@ -113,7 +121,8 @@ class LearnerConfig:
     mixed_weight: float = 0.5
     """Weight w of the mixed loss of astra and barlow."""
     reward: str = "astra"
-    """astra, per_view, vs_fixed, cost_aware, constant or module:attribute."""
+    """astra, per_view, vs_fixed, cost_aware, constant or module:attribute; supervised: adv_loss_gain, look_ahead,
+    constant or module:attribute."""
     reward_args: dict[str, Any] = field(default_factory=dict)
     """Arguments of the reward."""
     precision: str = "fp32"
@@ -146,10 +155,10 @@ class EnvConfig:
 
 @dataclass
 class ProbeConfig:
-    """The linear probe at the end of a run."""
+    """The measurement at the end of a run: a linear probe of an encoder, a classifier as it is."""
 
     enabled: bool = True
-    """Run the probe when the training is finished."""
+    """Measure when the training is finished."""
     epochs: int = 25
     """Epochs of the linear classifier."""
     learning_rate: float = 0.01
@@ -159,9 +168,9 @@ class ProbeConfig:
     augment: bool = True
     """Crop and flip the training images (features are then extracted every epoch), or probe fixed features."""
     epsilon: list[float | str] = field(default_factory=lambda: ["8/255"])
-    """Radii of the PGD attack on the probe."""
+    """Radii of the PGD attack on the test images."""
     steps: int = 20
-    """Steps of the PGD attack on the probe."""
+    """Steps of that attack."""
     max_test_images: int | None = None
     """Attack a seeded sample of this many test images; default all."""
 
@@ -188,14 +197,15 @@ class RunConfig:
 
 @dataclass
 class ExperimentConfig:
-    """Everything a self-supervised run depends on."""
+    """Everything a run under a policy's attacks depends on."""
 
     seed: int = 3407
     """Seed of every generator of the run."""
     device: str = "auto"
     """cpu, cuda, cuda:N or auto."""
     policy: str = "reinforce"
-    """Who chooses the attacks: fixed, random, reinforce or module:Class."""
+    """Who chooses the attacks: fixed, random, scheduled, reinforce, module:Class, or the path of a run or checkpoint
+    whose trained strategy network acts (policy_args {learn: true}: and goes on learning)."""
     policy_args: dict[str, Any] = field(default_factory=dict)
     """Arguments of the policy."""
     data: DataConfig = field(default_factory=DataConfig)
@@ -210,8 +220,14 @@ class ExperimentConfig:
     def validate(self) -> None:
         """Raise ConfigError naming the first field whose value cannot be used."""
         learner = self.learner
-        if learner.batch_size < 4 or learner.batch_size % 2:
+        if learner.kind != "contrastive":
+            _at_least("learner.batch_size", learner.batch_size, 2)
+        elif learner.batch_size < 4 or learner.batch_size % 2:
             raise ConfigError(f"learner.batch_size: expected an even integer >= 4, got {learner.batch_size}")
+        elif learner.kind_args:
+            raise ConfigError(
+                f"learner.kind_args: contrastive takes none, got {', '.join(map(str, learner.kind_args))}"
+            )
         _at_least("learner.epochs", learner.epochs, 1)
         if learner.total_steps is not None:
             _at_least("learner.total_steps", learner.total_steps, 1)

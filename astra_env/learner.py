@@ -1,9 +1,10 @@
 """Self-supervised adversarial training, one minibatch at a time, under attacks that somebody else chooses."""
 
 import copy
+import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -19,6 +20,7 @@ from astra_env.errors import CheckpointError, ConfigError
 from astra_env.models import TargetNetwork, load_official
 from astra_env.objectives import Batch, Encoder, Setting, objective_factory
 from astra_env.optim import warmup_cosine
+from astra_env.protocols import Learner
 from astra_env.report import StepReport
 from astra_env.rewards import RewardInputs, VersusFixed, make_reward
 from astra_env.seeding import derive_seed, generator
@@ -32,11 +34,12 @@ from astra_env.state_checks import (
     require_optimizer_state,
     require_scale,
     require_tensor,
+    require_tensors,
 )
 from astra_env.strategy import AttackStrategy, StrategySpace
 
 
-class ContrastiveLearner:
+class ContrastiveLearner(Learner):
     """Trains a target network by contrastive learning on clean and attacked views (ASTrA 2025; DESIGN section 4).
 
     The same seed and configuration give the same training; every random number comes from the learner's own
@@ -49,6 +52,9 @@ class ContrastiveLearner:
     Raises:
         ConfigError, DataError: naming the field that cannot be used.
     """
+
+    split: ClassVar[str] = "pretrain"
+    classifies: ClassVar[bool] = False
 
     def __init__(self, config: ExperimentConfig, dataset: ImageDataset | None = None) -> None:
         self.config = config
@@ -86,20 +92,35 @@ class ContrastiveLearner:
         self._batch: Batch | None = None
         self._before_views: dict[str, Any] = {}
 
+    @classmethod
+    def views_per_image(cls, config: ExperimentConfig) -> int:
+        """Two, rows 2k and 2k+1 of a minibatch."""
+        return 2
+
+    @classmethod
+    def view_size(cls, config: ExperimentConfig, dataset: ImageDataset) -> int:
+        """Side of the views in pixels."""
+        return config.views.size or dataset.images.shape[-1]
+
     @property
     def steps_per_epoch(self) -> int:
         """Minibatches in one pass over the images."""
         return self.sampler.steps_per_epoch
 
     @property
-    def views_per_step(self) -> int:
-        """Views in one minibatch: two per image."""
-        return 2 * self.config.learner.batch_size
+    def loss_scales(self) -> Mapping[str, float]:
+        """NT-Xent of features that carry no information: log of the number of other views."""
+        views = self.views_per_step
+        return {
+            "clean_loss": math.log(views - 1),
+            "adv_loss": math.log(views - 1),
+            "mixed_loss": math.log(2 * views - 1),
+        }
 
     @property
-    def finished(self) -> bool:
-        """Whether the training budget is used up."""
-        return self.step_count >= self.total_steps
+    def branch(self) -> str:
+        """The branch that the objective trains for use."""
+        return self.objective.branch
 
     @property
     def learning_rate(self) -> float:
@@ -110,7 +131,7 @@ class ContrastiveLearner:
         return options.learning_rate * factor * self.learning_rate_scale
 
     @property
-    def encoder(self) -> TargetNetwork:
+    def final_network(self) -> TargetNetwork:
         """The network to evaluate: the target network, or what the objective makes of it."""
         return self.objective.encoder
 
@@ -126,7 +147,7 @@ class ContrastiveLearner:
             views = self.augment(self.dataset.gather(indices, self.device))
             if self.speed.channels_last:
                 views = views.to(memory_format=torch.channels_last)
-            self._batch = Batch(views, indices)
+            self._batch = Batch(views, indices, self.step_count)
         return self._batch
 
     def augment(self, images: Tensor) -> Tensor:
@@ -213,6 +234,7 @@ class ContrastiveLearner:
         for name in ("target", "optimizer", "sampler", "view_generator", "attack_generator", "step"):
             if name not in state:
                 raise CheckpointError(f"checkpoint: does not fit this learner: {name!r} is missing")
+        require_tensors("target", state["target"], self.target.state_dict())
         require_optimizer_state("optimizer", state["optimizer"], self.optimizer)
         require_generator_state("view_generator", state["view_generator"], self.view_generator)
         require_generator_state("attack_generator", state["attack_generator"], self.attack_generator)
@@ -261,7 +283,8 @@ class ContrastiveLearner:
                 outputs = objective.outputs(views, objective.clean_branch)
             clean = objective.features(outputs.float())
         adv = objective.features(attack.outputs)
-        inputs = RewardInputs(clean, adv, strategy, self.config.learner.temperature, reference)
+        temperature, loss = self.config.learner.temperature, objective.reward_loss(batch)
+        inputs = RewardInputs(clean, adv, strategy, temperature, reference, loss)
         return self.reward(inputs), inputs.terms()
 
     def _differentiate(self, loss: Tensor) -> Tensor:

@@ -53,6 +53,63 @@ def mixed_nt_xent(
     return nt_xent(interleave(clean_features, adv_features), temperature, reduction)
 
 
+def multi_view_nt_xent(features: Tensor, temperature: float = 0.5, positives: str = "mean") -> Tensor:
+    """NT-Xent with more than one positive: every other view of an anchor's image (RoCL 2020, AdvCL 2021).
+
+    ``-log(exp(s_p / t) / sum over all other rows exp(s / t))`` for every positive p of an anchor, summed (RoCL) or
+    averaged (AdvCL) over its V - 1 positives and averaged over anchors. With two views both are :func:`nt_xent`.
+
+    Args:
+        features: (B, V, D) float; V views of every image.
+        temperature: t > 0.
+        positives: "mean" or "sum".
+
+    Returns:
+        A scalar.
+
+    Raises:
+        InputError: for another shape, or an unknown way to combine positives.
+    """
+    if features.dim() != 3 or features.shape[0] < 2 or features.shape[1] < 2:
+        raise InputError(
+            f"multi_view_nt_xent: expected features (B, V, D), B and V at least 2, got {tuple(features.shape)}"
+        )
+    if positives not in ("mean", "sum"):
+        raise InputError(f"positives: expected 'mean' or 'sum', got {positives!r}")
+    images, views = features.shape[:2]
+    normalised = F.normalize(features.flatten(0, 1), dim=1)
+    similarity = normalised @ normalised.T / temperature
+    itself = torch.eye(images * views, dtype=torch.bool, device=features.device)
+    losses = -similarity.masked_fill(itself, float("-inf")).log_softmax(1)
+    image = torch.arange(images, device=features.device).repeat_interleave(views)
+    positive = (image[:, None] == image[None]) & ~itself
+    total = losses.masked_fill(~positive, 0.0).sum(1).mean()
+    return total / (views - 1) if positives == "mean" else total
+
+
+def barlow_twins(first: Tensor, second: Tensor, redundancy: float = 0.005) -> Tensor:
+    """Barlow Twins' loss: no negatives, but features that agree and do not repeat each other (Zbontar et al. 2021).
+
+    ``sum_i (1 - C_ii)^2 + redundancy * sum_{i != j} C_ij^2`` with C (D, D) the correlation over the batch of features
+    standardised per dimension.
+
+    Args:
+        first: (N, D) features of one view of every image.
+        second: (N, D) features of the other.
+        redundancy: weight of the off-diagonal.
+
+    Returns:
+        A scalar, divided by D so that its size does not depend on the feature's length.
+    """
+    count, size = first.shape
+    standard = [(f - f.mean(0)) / (f.var(0, unbiased=False) + 1e-5).sqrt() for f in (first, second)]
+    correlation = standard[0].T @ standard[1] / count
+    diagonal = correlation.diagonal()
+    agreement = (1 - diagonal).square().sum()
+    repetition = correlation.square().sum() - diagonal.square().sum()
+    return (agreement + redundancy * repetition) / size
+
+
 def alignment(first: Tensor, second: Tensor) -> Tensor:
     """Mean squared distance of matching unit-norm rows (Wang & Isola 2020, alpha = 2); (N, D) twice -> scalar."""
     return (F.normalize(first, dim=1) - F.normalize(second, dim=1)).square().sum(1).mean()

@@ -30,6 +30,8 @@ class RewardInputs:
         strategy: the attack of each view.
         temperature: of NT-Xent.
         reference_features: (N, D), as ``adv_features`` under a fixed attack; only for rewards that ask for it.
+        loss: what the attack is to raise, of features (N, D) and a reduction: "mean" -> scalar, "none" -> (N,);
+            default NT-Xent.
     """
 
     clean_features: Tensor
@@ -37,18 +39,23 @@ class RewardInputs:
     strategy: AttackStrategy
     temperature: float = 0.5
     reference_features: Tensor | None = None
+    loss: Callable[[Tensor, str], Tensor] | None = None
 
     def terms(self) -> dict[str, Tensor]:
-        """Return what rewards are made of, to be watched: the mean NT-Xent of each kind of features, as scalars."""
+        """Return what rewards are made of, to be watched: the mean loss of each kind of features, as scalars."""
         features = {"clean": self.clean_features, "adv": self.adv_features, "reference": self.reference_features}
         present = {name: value for name, value in features.items() if value is not None}
-        return {f"reward_{name}_loss": nt_xent(value, self.temperature) for name, value in present.items()}
+        return {f"reward_{name}_loss": self._loss(value, "mean") for name, value in present.items()}
 
     def gain(self, over: Tensor, credit: str) -> Tensor:
         """Return (NT-Xent(adv) - NT-Xent(over)) / 3: a scalar for shared credit, (N,) for per-view credit."""
         reduction = "none" if credit == "per_view" else "mean"
-        attacked = nt_xent(self.adv_features, self.temperature, reduction)
-        return (attacked - nt_xent(over, self.temperature, reduction)) / 3
+        return (self._loss(self.adv_features, reduction) - self._loss(over, reduction)) / 3
+
+    def _loss(self, features: Tensor, reduction: str) -> Tensor:
+        if self.loss is not None:
+            return self.loss(features, reduction)
+        return nt_xent(features, self.temperature, reduction)
 
 
 @dataclass(frozen=True)
@@ -134,13 +141,21 @@ REWARDS.register("cost_aware")(CostAware)
 REWARDS.register("constant")(Constant)
 
 
-def make_reward(name: str, arguments: Mapping[str, Any] | None = None) -> Reward:
-    """Build a reward by registered name or ``module:attribute``; raises ConfigError for unknown names or arguments."""
+def make_reward(
+    name: str, arguments: Mapping[str, Any] | None = None, registry: Registry[Any] = REWARDS
+) -> Callable[[Any], Tensor]:
+    """Build a reward by registered name or ``module:attribute``; raises ConfigError for unknown names or arguments.
+
+    Args:
+        name: which one.
+        arguments: of its class or function.
+        registry: the names that the learner knows; each learner's rewards look at inputs of its own.
+    """
     arguments = dict(arguments or {})
     credit = arguments.get("credit", "shared")
     if credit not in ("shared", "per_view"):
         raise ConfigError(f"learner.reward_args.credit: expected 'shared' or 'per_view', got {credit!r}")
     try:
-        return REWARDS.get(name)(**arguments)
+        return registry.get(name)(**arguments)
     except TypeError as error:
         raise ConfigError(f"learner.reward_args: {error} (reward {name!r})") from error

@@ -1,151 +1,148 @@
-"""Train the same encoder under several ways of choosing the attack, and compare what a linear probe makes of each."""
+"""Train the same encoder under several methods and attacks, at equal training steps or equal attack budgets."""
 
 import json
 import platform
-import statistics
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
+from compare_report import write_comparison
+from compare_variants import SUITES, VARIANTS, variant_overrides
 from train_astra import run_training
 
-from astra_env.checkpoint import write_atomically
 from astra_env.command_line import run_main
 from astra_env.config import ExperimentConfig
-from astra_env.configuration import build_parser, from_dict, load_config, parse_command_line, to_dict
+from astra_env.configuration import build_parser, from_dict, load_config, parse_command_line, to_dict, to_yaml
 from astra_env.errors import ConfigError
 
-DESCRIPTION = """Train the same encoder under several ways of choosing the attack and compare linear probes.
+DESCRIPTION = """Train the same encoder under several methods and ways of choosing the attack; compare linear probes.
 
 Finished runs under --run_dir are not repeated, interrupted ones continue. Writes comparison.json, comparison.md and
-comparison.png there.
+comparison.png there. Every row says what the attack cost: gradient steps per view over the whole run.
+
+Suites (--suite NAME) are lists of variants, --variants names them one by one:
+{suites}
 
 Variants:
-  no_attack    clean contrastive training
-  fixed        8/255, 5 steps of 2/255 for every view
-  random       every view's attack drawn at random from the grids
-  paper        the published REINFORCE and shared reward (strategy network as narrow as the target)
-  constant     the same with a reward that says nothing: the control
-  learned      per-view credit, baseline, entropy bonus (the improved REINFORCE)
-  cost_aware   the same, paying for every attack step
-  exact, fast  learned in float32, and with learner.fast: what speed does to the result
+{variants}
+
+--equal_attack_steps gives every attacked variant the budget of attack steps that the random strategy spends in the
+configured training: its number of training steps is scaled until what it spent is within {tolerance:.0%}. A fixed
+attack of 5 steps then trains longer than one of 9. A variant without an attack trains as long as configured.
 """
 
-IMPROVED = {"policy": "reinforce", "learner.reward": "per_view"}
-VARIANTS: dict[str, dict[str, Any]] = {
-    "no_attack": {"policy": "fixed", "policy_args": {}, "learner.objective": "simclr"},
-    "fixed": {"policy": "fixed", "policy_args": {}},
-    "random": {"policy": "random", "policy_args": {}},
-    "paper": {"policy": "reinforce", "policy_args": {"preset": "paper", "width": 16}, "learner.reward": "astra"},
-    "constant": {"policy": "reinforce", "policy_args": {"preset": "paper", "width": 16}, "learner.reward": "constant"},
-    "learned": IMPROVED,
-    "cost_aware": {**IMPROVED, "learner.reward": "cost_aware"},
-    "exact": {**IMPROVED, "learner.precision": "fp32", "learner.channels_last": False, "learner.fast": False},
-    "fast": {**IMPROVED, "learner.fast": True},
-}
+TOLERANCE = 0.03
+MAX_TRIES = 4
+"""Runs per learned variant and seed until its budget fits."""
 
 
 def main() -> int:
-    parser = build_parser(ExperimentConfig, description=DESCRIPTION)
-    parser.add_argument(
-        "--variants", nargs="+", default=["no_attack", "fixed", "learned"], help=f"Which of {', '.join(VARIANTS)}."
-    )
+    parser = build_parser(ExperimentConfig, description=description())
+    parser.add_argument("--suite", type=str, default=None, help=f"One of {', '.join(SUITES)}.")
+    parser.add_argument("--variants", nargs="+", default=None, help="Variants by name; default the suite 'short'.")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="One run per variant and seed.")
+    parser.add_argument("--equal_attack_steps", action="store_true", help="Equal budgets of attack steps, see above.")
     parser.add_argument("--run_dir", type=str, default="runs/comparison", help="Where the runs are written.")
     parser.add_argument("--quiet", action="store_true", help="No progress bars.")
     values = parse_command_line(parser)
-    variants, seeds, run_dir, quiet = (values.pop(name) for name in ("variants", "seeds", "run_dir", "quiet"))
-    for name in variants:
-        if name not in VARIANTS:
-            raise ConfigError(f"variants: expected some of {', '.join(VARIANTS)}, got {name!r}")
-    base = to_dict(from_dict(ExperimentConfig, values))
+    names = ("suite", "variants", "seeds", "equal_attack_steps", "run_dir", "quiet")
+    options = {name: values.pop(name) for name in names}
+    variants = chosen_variants(options["suite"], options["variants"])
+    base = from_dict(ExperimentConfig, values)
+    if base.learner.total_steps is None and options["equal_attack_steps"]:
+        raise ConfigError("learner.total_steps: needed for --equal_attack_steps; give the length of the training")
     started = time.perf_counter()
     results: dict[str, list[dict[str, Any]]] = {name: [] for name in variants}
-    for seed in seeds:
+    for seed in options["seeds"]:
         for name in variants:
-            overrides = {**VARIANTS[name], "seed": seed}
-            if "policy_args" in overrides:
-                base_for_variant = {**base, "policy_args": overrides.pop("policy_args")}
-            else:
-                base_for_variant = base
-            config = load_config(ExperimentConfig, base_for_variant, overrides)
-            results[name].append(finished_summary(config, Path(run_dir) / f"{name}-seed{seed}", quiet))
-    write_comparison(results, seeds, Path(run_dir), base, time.perf_counter() - started)
-    return 0
-
-
-def finished_summary(config: ExperimentConfig, run_dir: Path, quiet: bool) -> dict[str, Any]:
-    """Return the run's summary, training it or continuing it first where needed."""
-    path = run_dir / "summary.json"
-    if not path.exists():
-        status = run_training(config, run_dir, resume=(run_dir / "config.yaml").exists(), quiet=quiet)
-        if status:
-            sys.exit(status)
-    summary: dict[str, Any] = json.loads(path.read_text())
-    return summary
-
-
-def write_comparison(
-    results: dict[str, list[dict[str, Any]]], seeds: list[int], run_dir: Path, base: dict[str, Any], seconds: float
-) -> None:
-    from astra_env.plotting.training import plot_comparison
-
-    rows = {name: row(summaries) for name, summaries in results.items()}
+            run_dir = Path(options["run_dir"]) / f"{name}-seed{seed}"
+            config = variant_config(base, name, seed)
+            train = trained_to_budget if options["equal_attack_steps"] else finished_summary
+            results[name].append(train(config, run_dir, options["quiet"]))
     record = {
         "command": " ".join(["scripts/compare.py", *sys.argv[1:]]),
         "machine": {"cpu": cpu_name(), "system": platform.platform()},
         "versions": next(iter(results.values()))[0]["versions"],
-        "seeds": seeds,
-        "seconds": round(seconds, 1),
-        "config": base,
-        "results": rows,
+        "seeds": options["seeds"],
+        "equal_attack_steps": options["equal_attack_steps"],
+        "seconds": round(time.perf_counter() - started, 1),
+        "config": to_dict(base),
     }
-    write_atomically(run_dir / "comparison.json", (json.dumps(record, indent=2) + "\n").encode())
-    table = markdown(rows)
-    write_atomically(run_dir / "comparison.md", table.encode())
-    percent = {name: {measure: entry["mean"] for measure, entry in measures(row).items()} for name, row in rows.items()}
-    images = next(iter(results.values()))[0]["probe"]["clean"]["total"]
-    plot_comparison(percent, run_dir / "comparison.png", f"linear probe, {images} test images, {len(seeds)} seed(s)")
-    print(f"\n{table}\nfigures and runs: {run_dir} (strategy.png of each learned run shows what was chosen)")
+    write_comparison(record, results, Path(options["run_dir"]))
+    return 0
 
 
-def row(summaries: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return means and spreads over seeds of one variant's accuracies (percent), attack budgets and time."""
-    entry = {"clean": spread([100 * s["probe"]["clean"]["accuracy"] for s in summaries])}
-    for epsilon in summaries[0]["probe"]["pgd"]:
-        entry[f"pgd {epsilon}"] = spread([100 * s["probe"]["pgd"][epsilon]["accuracy"] for s in summaries])
-    for name, scale in (("mean_epsilon", 255), ("mean_steps", 1)):
-        if name in summaries[0]["final"]:
-            entry[f"final_{name}"] = spread([scale * s["final"][name] for s in summaries])
-    entry["seconds"] = spread([s["timing"]["seconds"] for s in summaries])
-    return entry
+def description() -> str:
+    suites = "\n".join(f"  {name:<12} {' '.join(variants)}" for name, variants in SUITES.items())
+    variants = "\n".join(f"  {name:<14} {variant.sentence}" for name, variant in VARIANTS.items())
+    return DESCRIPTION.format(suites=suites, variants=variants, tolerance=TOLERANCE).replace("%", "%%")
 
 
-def spread(values: list[float]) -> dict[str, Any]:
-    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
-    return {"mean": statistics.fmean(values), "std": deviation, "values": values}
+def chosen_variants(suite: str | None, variants: list[str] | None) -> list[str]:
+    """Return the variants to run, each once; raises ConfigError for unknown names."""
+    if suite is not None and suite not in SUITES:
+        raise ConfigError(f"suite: expected one of {', '.join(SUITES)}, got {suite!r}")
+    wanted = [*(SUITES[suite] if suite is not None else []), *(variants or [])] or list(SUITES["short"])
+    for name in wanted:
+        if name not in VARIANTS:
+            raise ConfigError(f"variants: expected some of {', '.join(VARIANTS)}, got {name!r}")
+    return list(dict.fromkeys(wanted))
 
 
-def measures(entry: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in entry.items() if name == "clean" or name.startswith("pgd")}
+def variant_config(base: ExperimentConfig, name: str, seed: int, total_steps: int | None = None) -> ExperimentConfig:
+    """Return the configuration of one run: the base's, what the variant changes, and the seed."""
+    overrides = variant_overrides(name, base)
+    whole = {key: overrides.pop(key) for key in ("policy_args",) if key in overrides}
+    if total_steps is not None:
+        overrides["learner.total_steps"] = total_steps
+    return load_config(ExperimentConfig, {**to_dict(base), **whole}, {**overrides, "seed": seed})
 
 
-def markdown(rows: dict[str, dict[str, Any]]) -> str:
-    names = list(measures(next(iter(rows.values()))))
-    header = ["attack in training", *names, "epsilon (1/255)", "steps", "seconds"]
-    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
-    for variant, entry in rows.items():
-        cells = [variant, *(percent(entry[name]) for name in names)]
-        for name in ("final_mean_epsilon", "final_mean_steps"):
-            cells.append(f"{entry[name]['mean']:.1f}" if name in entry else "-")
-        lines.append("| " + " | ".join([*cells, f"{entry['seconds']['mean']:.0f}"]) + " |")
-    return "\n".join(lines) + "\n"
+def trained_to_budget(config: ExperimentConfig, run_dir: Path, quiet: bool) -> dict[str, Any]:
+    """Return the summary of a run whose attack steps are the budget within TOLERANCE, or the nearest of MAX_TRIES.
+
+    The budget per view is the configured number of training steps times the mean of the steps grid: what a random
+    strategy spends. Run directories carry their number of training steps; only the one reported counts.
+    """
+    configured = config.learner.total_steps
+    assert configured is not None
+    budget = configured * sum(config.strategy.steps) / len(config.strategy.steps)
+    tried: dict[int, dict[str, Any]] = {}
+    steps = configured
+    while steps not in tried and len(tried) < MAX_TRIES:
+        config.learner.total_steps = steps
+        summary = finished_summary(config, run_dir.with_name(f"{run_dir.name}-steps{steps}"), quiet)
+        spent = attack_steps_per_view(summary)
+        if spent == 0:
+            return summary
+        tried[steps] = summary
+        if abs(spent / budget - 1) <= TOLERANCE:
+            break
+        steps = max(1, round(steps * budget / spent))
+    return min(tried.values(), key=lambda summary: abs(attack_steps_per_view(summary) - budget))
 
 
-def percent(value: dict[str, Any]) -> str:
-    deviation = f" ± {value['std']:.1f}" if len(value["values"]) > 1 else ""
-    return f"{value['mean']:.1f} %{deviation}"
+def attack_steps_per_view(summary: dict[str, Any]) -> float:
+    """Return a run's attack steps, averaged over the views of a minibatch and summed over the training."""
+    return float(summary["attack_steps"]) / float(summary["views_per_step"])
+
+
+def finished_summary(config: ExperimentConfig, run_dir: Path, quiet: bool) -> dict[str, Any]:
+    """Return the run's summary, training it or continuing it first where needed.
+
+    Raises:
+        ConfigError: when the directory holds a run with other settings.
+    """
+    summary, settings = run_dir / "summary.json", run_dir / "config.yaml"
+    if settings.exists() and to_yaml(load_config(ExperimentConfig, settings)) != to_yaml(config):
+        raise ConfigError(f"run_dir: {run_dir} was trained with other settings; delete it or choose another --run_dir")
+    if not summary.exists():
+        status = run_training(config, run_dir, resume=settings.exists(), quiet=quiet)
+        if status:
+            sys.exit(status)
+    found: dict[str, Any] = json.loads(summary.read_text())
+    return found
 
 
 def cpu_name() -> str:

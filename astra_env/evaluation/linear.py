@@ -1,12 +1,12 @@
 """Linear probing of a frozen encoder: SLF (clean images) and ALF (adversarial images)."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from astra_env.attacks import frozen, supervised_pgd
 from astra_env.data import ImageDataset
@@ -21,6 +21,7 @@ from astra_env.evaluation.batches import (
 )
 from astra_env.evaluation.classifier import EncoderClassifier, require_finite
 from astra_env.evaluation.robustness import clean_accuracy, robust_accuracy
+from astra_env.evaluation.training_state import TrainingState, step_bar
 
 MOMENTUM = 0.9
 DECAY_POINTS = (0.4, 0.8)
@@ -64,8 +65,10 @@ def linear_probe(
     augment: bool = True,
     adversarial: bool = False,
     attack: TrainingAttack | None = None,
+    decay_points: Sequence[float] = DECAY_POINTS,
     seed: int = 0,
     device: torch.device | str | None = None,
+    state_path: str | Path | None = None,
     progress: bool = False,
 ) -> EncoderClassifier:
     """Train a zero-initialised linear head on one branch of a frozen encoder (SLF; with ``adversarial``, ALF).
@@ -86,8 +89,11 @@ def linear_probe(
             attack, features are extracted once.
         adversarial: train the head on PGD examples against the classifier as it is (ALF).
         attack: of ALF; default 10 steps of 2/255 in 8/255.
+        decay_points: fractions of the epochs after which the learning rate falls tenfold.
         seed: of order, augmentation and attack.
         device: where to compute; default where the encoder is.
+        state_path: checkpoint of the head written after every epoch over the images; training continues from it when
+            it is there. Training on features extracted once is over too soon to need it.
         progress: show a progress bar.
 
     Returns:
@@ -95,6 +101,7 @@ def linear_probe(
 
     Raises:
         InputError: for an encoder that gives no finite features, data that does not fit, or numbers out of range.
+        CheckpointError: when ``state_path`` holds another training.
     """
     require_labels(train)
     if test is not None:
@@ -104,24 +111,39 @@ def linear_probe(
     place = device_of(target) if device is None else torch.device(device)
     classifier = EncoderClassifier(target, len(train.classes), branch).to(place)
     optimizer = torch.optim.SGD(classifier.head.parameters(), learning_rate, MOMENTUM, weight_decay=weight_decay)
-    milestones = [round(point * epochs) for point in DECAY_POINTS]
+    milestones = [round(point * epochs) for point in decay_points]
     schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones)
     generator = torch.Generator().manual_seed(seed)
     budget = (attack or TrainingAttack()) if adversarial else None
     cached = None
     if not augment and budget is None:
         cached = extract_features(classifier, train, batch_size=batch_size, progress=progress)
-    for _ in tqdm(range(epochs), desc="linear probe", unit="epoch", disable=not progress):
-        if cached is not None:
-            batches = _cached_batches(*cached, batch_size, generator)
-        else:
-            batches = _streamed_batches(classifier, train, batch_size, generator, augment, budget)
-        for features, labels in batches:
-            loss = F.cross_entropy(classifier.head(features), labels)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-        schedule.step()
+    settings = {
+        "epochs": epochs,
+        "learning_rate": learning_rate,
+        "batch_size": batch_size,
+        "seed": seed,
+        "branch": branch,
+        "adversarial": adversarial,
+        "augment": augment,
+    }
+    path = state_path if cached is None else None
+    state = TrainingState(path, settings, classifier.head, optimizer, schedule, generator)
+    first = state.restore()
+    with step_bar("linear probe", epochs, len(train), batch_size, first=first, progress=progress) as bar:
+        for epoch in range(first, epochs):
+            if cached is not None:
+                batches = _cached_batches(*cached, batch_size, generator)
+            else:
+                batches = _streamed_batches(classifier, train, batch_size, generator, augment, budget)
+            for features, labels in batches:
+                loss = F.cross_entropy(classifier.head(features), labels)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                bar.update()
+            schedule.step()
+            state.save(epoch + 1)
     return classifier.eval()
 
 
@@ -173,6 +195,31 @@ def probe(
         device=device,
         progress=progress,
     )
+    return measure_classifier(
+        classifier,
+        test,
+        epsilons=epsilons,
+        steps=steps,
+        step_size=step_size,
+        max_test_images=max_test_images,
+        seed=seed,
+        progress=progress,
+    )
+
+
+def measure_classifier(
+    classifier: nn.Module,
+    test: ImageDataset,
+    *,
+    epsilons: tuple[float, ...] = (8 / 255,),
+    steps: int = 20,
+    step_size: float | None = None,
+    norm: str = "linf",
+    max_test_images: int | None = None,
+    seed: int = 0,
+    progress: bool = False,
+) -> ProbeResult:
+    """Return what a probe says of an encoder about a network that classifies already; arguments as in the parts."""
     robust = {
         epsilon: robust_accuracy(
             classifier,
@@ -180,6 +227,7 @@ def probe(
             epsilon=epsilon,
             steps=steps,
             step_size=step_size,
+            norm=norm,
             seed=seed,
             max_images=max_test_images,
             progress=progress,

@@ -33,10 +33,12 @@ class Batch:
     Attributes:
         views: (2B, 3, H, W) float in [0, 1]; rows 2k and 2k+1 are the views of one image.
         indices: int64 (B,), the images' places in the data set; on the CPU.
+        step: 0-based index of the training step.
     """
 
     views: Tensor
     indices: Tensor
+    step: int = 0
 
 
 @dataclass(frozen=True)
@@ -143,8 +145,12 @@ class TrainingObjective:
         return self.target(views, branch=branch)
 
     def features(self, outputs: Tensor) -> Tensor:
-        """Return the part of :meth:`outputs` (n, D) that rewards compare by NT-Xent."""
+        """Return the part of :meth:`outputs` (n, D) that rewards look at."""
         return outputs
+
+    def reward_loss(self, batch: Batch) -> Callable[[Tensor, str], Tensor] | None:
+        """Return the loss whose gain is the reward: of features (2B, D) and "mean" or "none"; None for NT-Xent."""
+        return None
 
     def parameters(self) -> list[nn.Parameter]:
         """Return what is optimised besides the target network."""

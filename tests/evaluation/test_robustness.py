@@ -10,6 +10,7 @@ from torch import nn
 from astra_env.errors import DataError, InputError
 from astra_env.evaluation import Accuracy, clean_accuracy, noise_curve, path_curve, radius_curve, robust_accuracy
 from astra_env.evaluation.batches import take
+from astra_env.evaluation.parts import Parts
 from astra_env.evaluation.robustness import pgd_attack
 
 EPSILON = 40 / 255
@@ -173,6 +174,33 @@ def test_the_radius_curve_falls_from_the_clean_accuracy(small_net, digits):
     values = [accuracy.correct for accuracy in curve.accuracies]
     assert values[0] == clean_accuracy(small_net, digits[1]).correct
     assert values[0] > values[1] > values[2]
+
+
+@pytest.mark.parametrize("curve", [radius_curve, noise_curve])
+@pytest.mark.parametrize(("norm", "largest"), [("linf", 16 / 255), ("l2", 256 / 255)])
+def test_curves_go_from_nothing_to_twice_the_papers_radius(small_net, digits, curve, norm, largest):
+    part = digits[1].subset(torch.arange(2))
+    found = curve(small_net, part, norm=norm, **({"steps": 1} if curve is radius_curve else {}))
+    assert found.values[0] == 0
+    assert found.values[-1] == pytest.approx(largest)
+    assert len(found.accuracies) == 9
+
+
+def test_a_curve_that_was_broken_off_measures_only_the_other_radii(small_net, digits, tmp_path):
+    part, radii = digits[1].subset(torch.arange(8)), (0, 0.1, 0.2)
+    computed = []
+
+    def remember(name, compute):
+        def counted():
+            computed.append(name)
+            return compute()
+
+        return Parts(tmp_path / "parts.json", "owner")(name, counted)
+
+    whole = radius_curve(small_net, part, radii=radii, steps=2)
+    radius_curve(small_net, part, radii=radii[:2], steps=2, remember=remember)
+    assert radius_curve(small_net, part, radii=radii, steps=2, remember=remember) == whole
+    assert len(computed) == len(set(computed)) == 3
 
 
 def test_random_noise_hurts_less_than_the_attack_of_its_size(small_net, digits):

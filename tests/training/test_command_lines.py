@@ -8,7 +8,12 @@ import pytest
 import train_astra
 from PIL import Image
 
+import agents
 from astra_env.command_line import run_main
+from astra_env.config import ExperimentConfig
+from astra_env.configuration import load_config
+from astra_env.objectives import objective_factory
+from astra_env.strategy import StrategySpace
 
 TINY = ["--config", "tiny", "--quiet", "--learner.total_steps", "2", "--probe.enabled", "false"]
 
@@ -116,3 +121,32 @@ def test_compare_trains_each_variant_once_and_writes_a_table(tmp_path, monkeypat
     assert (tmp_path / "fixed-seed0" / "summary.json").stat().st_mtime_ns == written
     assert run(monkeypatch, compare, *arguments[:-6], "--variants", "magic") == 2
     assert "expected some of no_attack" in capsys.readouterr().err
+
+
+def test_compare_at_equal_attack_budgets_trains_weaker_attacks_longer_and_says_what_was_spent(
+    tmp_path, monkeypatch, capsys
+):
+    arguments = [
+        "--config", "tiny", "--quiet", "--run_dir", tmp_path, "--learner.total_steps", "5", "--equal_attack_steps",
+        "--variants", "no_attack", "acl", "fixed_9", "--strategy.steps", "[5,9]", "--probe.epochs", "1",
+        "--strategy.epsilon", "[8/255]", "--strategy.step_size", "[2/255]", "--probe.steps", "1",
+    ]  # fmt: skip
+    assert run(monkeypatch, compare, *arguments) == 0
+    rows = json.loads((tmp_path / "comparison.json").read_text())["results"]
+    assert [rows[name]["total_steps"]["mean"] for name in ("no_attack", "acl", "fixed_9")] == [5, 7, 4]
+    assert [rows[name]["attack_steps"]["mean"] for name in ("no_attack", "acl", "fixed_9")] == [0, 35, 36]
+    assert "attack steps per view" in capsys.readouterr().out
+    assert run(monkeypatch, compare, *arguments, "--target.width", "8") == 2
+    assert "was trained with other settings" in capsys.readouterr().err
+
+
+def test_every_variant_of_the_comparison_is_a_configuration():
+    base = load_config(ExperimentConfig, "quickstart")
+    for name in compare.VARIANTS:
+        config = compare.variant_config(base, name, seed=7)
+        assert config.seed == 7
+        objective_factory(config)
+        space = StrategySpace(config.strategy.epsilon, config.strategy.steps, config.strategy.step_size)
+        agents.make(config.policy, context=agents.Context(space), **config.policy_args)
+    assert set().union(*compare.SUITES.values()) <= set(compare.VARIANTS)
+    assert compare.variant_config(base, "rocl_astra", 0).policy == "reinforce"

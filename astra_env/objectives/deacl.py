@@ -1,0 +1,135 @@
+"""DeACL: a robust student of a clean contrastive teacher (Zhang et al. 2022)."""
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from astra_env.attacks import Objective
+from astra_env.augment import SimCLRAugment
+from astra_env.checkpoint import load_checkpoint
+from astra_env.errors import ConfigError
+from astra_env.models import load_official
+from astra_env.objectives.base import OBJECTIVES, Batch, Encoder, Losses, Setting, TrainingObjective
+from astra_env.objectives.teacher import train_teacher
+from astra_env.state_checks import require_count, require_tensors
+
+
+@dataclass
+class DeACLOptions:
+    """``learner.objective_args`` of deacl."""
+
+    teacher: str | None = None
+    """Checkpoint of a SimCLR encoder like this run's; by default one is trained before the first step."""
+    teacher_steps: int | None = None
+    """Steps of that training; default as many as the student's."""
+    teacher_learning_rate: float = 5.0
+    """LARS learning rate of that training."""
+    robust_weight: float = 2.0
+    """Weight of the similarity of attacked and clean embeddings."""
+
+
+@dataclass(frozen=True, eq=False)
+class LeaveTeacher:
+    """What the attack raises: -cos of every view's embedding and the teacher's of the clean view (2B, D)."""
+
+    teacher: Tensor
+    joint: ClassVar[bool] = False
+
+    def __call__(self, outputs: Tensor) -> Tensor:
+        """Return the summed negative cosine of embeddings (2B, D)."""
+        return -F.cosine_similarity(outputs, self.teacher, dim=1).sum()
+
+
+@OBJECTIVES.register("deacl")
+class DeACL(TrainingObjective):
+    """-cos(s(x), t(x)) - 2 cos(s(x'), s(x)) of backbone embeddings; the attack maximises -cos(s(x'), t(x)).
+
+    The teacher t is frozen and travels in the checkpoint. Both views of an image are weak ones: crops of at least 77 %
+    of the area and flips, no colours, where the authors crop with 4 pixels of padding. Everything goes through the adv
+    branch, for DeACL knows a single set of norms; clean and attacked views share a pass, as published. The projection
+    head is not trained. The reward's loss is what the attack maximises.
+    """
+
+    clean_branch: ClassVar[str] = "adv"
+    Options: ClassVar[type] = DeACLOptions
+
+    def __init__(self, setting: Setting, options: Any) -> None:
+        super().__init__(setting, options)
+        for name in ("teacher_learning_rate", "robust_weight"):
+            if not 0 <= getattr(options, name) < float("inf"):
+                value = getattr(options, name)
+                raise ConfigError(f"learner.objective_args.{name}: expected a finite number >= 0, got {value}")
+        if options.teacher_steps is not None and options.teacher_steps < 1:
+            raise ConfigError(
+                f"learner.objective_args.teacher_steps: expected an integer >= 1, got {options.teacher_steps}"
+            )
+        self.teacher = copy.deepcopy(setting.target).requires_grad_(False).eval()
+        self._latest: tuple[Batch, Tensor] | None = None
+        self.taught = 0
+        if options.teacher is not None:
+            load_official(self.teacher, load_checkpoint(options.teacher))
+            self.taught = 1
+
+    def prepare(self) -> None:
+        """Train the teacher, once in a training and when none was given."""
+        if self.taught:
+            return
+        steps = self.options.teacher_steps or self.setting.total_steps
+        train_teacher(self.teacher, self.setting, steps, self.options.teacher_learning_rate)
+        self.taught = 1
+
+    def augmentation(self, default: SimCLRAugment, step: int) -> SimCLRAugment:
+        """Return weak views: crops of nearly the whole image, mirrored as ``default`` says, colours untouched."""
+        low = max(0.77, default.crop_scale[0])
+        return replace(default, crop_scale=(low, 1.0), jitter=(0.0, 0.0, 0.0, 0.0), grayscale_probability=0.0)
+
+    def attack_goal(self, batch: Batch) -> Objective:
+        """Return the distance from the teacher's embeddings of the clean views."""
+        return LeaveTeacher(self._taught_embeddings(batch))
+
+    def outputs(self, views: Tensor, branch: str) -> Tensor:
+        """Views (n, 3, H, W) -> the student's embeddings (n, E)."""
+        return self.target.embed(views, branch)
+
+    def __call__(self, encode: Encoder, batch: Batch, adversarial: Tensor) -> Losses:
+        """Return the losses of all views and their attacked forms."""
+        clean, attacked = encode.embed(torch.cat((batch.views, adversarial)), "adv").chunk(2)
+        taught = F.cosine_similarity(clean, self._taught_embeddings(batch), dim=1).mean()
+        robust = F.cosine_similarity(attacked, clean, dim=1).mean()
+        total = -taught - self.options.robust_weight * robust
+        return Losses(total, {"teacher_similarity": taught, "robust_similarity": robust})
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the teacher."""
+        return {"teacher": self.teacher.state_dict(), "taught": self.taught}
+
+    def check_state(self, state: Mapping[str, Any]) -> None:
+        """Raise CheckpointError unless ``state`` holds a teacher of this architecture."""
+        require_tensors("objective.teacher", state.get("teacher"), self.teacher.state_dict())
+        require_count("objective.taught", state.get("taught"))
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over the teacher."""
+        self.teacher.load_state_dict(state["teacher"])
+        self.taught = state["taught"]
+
+    def reward_loss(self, batch: Batch) -> Callable[[Tensor, str], Tensor]:
+        """Return -cos of the teacher's embeddings and the given ones."""
+        taught = self._taught_embeddings(batch)
+
+        def distance(embeddings: Tensor, reduction: str) -> Tensor:
+            similarity = F.cosine_similarity(embeddings, taught, dim=1)
+            return -similarity if reduction == "none" else -similarity.mean()
+
+        return distance
+
+    @torch.no_grad()
+    def _taught_embeddings(self, batch: Batch) -> Tensor:
+        if self._latest is None or self._latest[0] is not batch:
+            self._latest = batch, self.teacher.embed(batch.views, "clean")
+        return self._latest[1]
