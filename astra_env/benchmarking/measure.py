@@ -126,7 +126,8 @@ def compare(
         bar.set_description(f"{mode}: warm-up")
         # Operations inside compiled code cannot be counted, so they are without it.
         contestant = Contestant(mode, base, dataset, budgets, **{"learner.compile": "none"})
-        counts[mode], memory[mode] = contestant.forward_equivalents(), bytes_per_view(contestant.learner)
+        memory[mode] = bytes_per_view(contestant.learner)
+        counts[mode] = contestant.forward_equivalents()
         compiled = "learner.compile" in MODES[mode]
         if compiled:
             contestant = Contestant(mode, base, dataset, budgets)
