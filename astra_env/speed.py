@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -82,7 +82,8 @@ def tf32(allowed: bool | None) -> Iterator[None]:
     if allowed is None:
         yield
         return
-    products, convolutions = torch.backends.cuda.matmul, torch.backends.cudnn
+    products: Any = torch.backends.cuda.matmul
+    convolutions: Any = torch.backends.cudnn
     before = products.fp32_precision, convolutions.conv.fp32_precision
     try:
         products.allow_tf32 = convolutions.allow_tf32 = allowed

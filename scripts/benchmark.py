@@ -1,6 +1,7 @@
 """Measure training steps and evaluations in every mode against the official form, in one process."""
 
 import json
+import math
 import os
 import platform
 import sys
@@ -215,11 +216,15 @@ def table(record: dict[str, Any]) -> str:
 def rows(header: list[str], entries: dict[str, Any], unit: float = 1.0, name: str = "") -> str:
     lines = [
         header,
-        *([key, *(f"{entry[column] / unit:.2f}" for column in header[1:])] for key, entry in entries.items()),
+        *([key, *(cell(entry[column] / unit) for column in header[1:])] for key, entry in entries.items()),
     ]
     lines.insert(1, ["---"] * len(header))
     caption = f"\n(in {name})" if name else ""
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + caption
+
+
+def cell(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.2f}"
 
 
 def astra_table(modes: dict[str, Any]) -> str:

@@ -104,7 +104,7 @@ def compare(
     ceilings: Mapping[str, float] | None = None,
     progress: bool = False,
 ) -> dict[str, dict[str, Any]]:
-    """Run every mode in turn, ``repeats`` times, on the same images and budgets; a step of each before warms up.
+    """Run every mode in turn, ``repeats`` times, on the same images and budgets; the counted step before warms up.
 
     Args:
         modes: names of :data:`MODES`.
@@ -125,11 +125,14 @@ def compare(
     for mode in modes:
         bar.set_description(f"{mode}: warm-up")
         # Operations inside compiled code cannot be counted, so they are without it.
-        plain = Contestant(mode, base, dataset, budgets, **{"learner.compile": "none"})
-        counts[mode], memory[mode] = plain.forward_equivalents(), bytes_per_view(plain.learner)
+        contestant = Contestant(mode, base, dataset, budgets, **{"learner.compile": "none"})
+        memory[mode] = bytes_per_view(contestant.learner)
+        counts[mode] = contestant.forward_equivalents()
         compiled = "learner.compile" in MODES[mode]
-        contestants.append(Contestant(mode, base, dataset, budgets) if compiled else plain)
-        contestants[-1].step()
+        if compiled:
+            contestant = Contestant(mode, base, dataset, budgets)
+            contestant.step()
+        contestants.append(contestant)
         bar.update()
     rounds: dict[str, list[dict[str, float]]] = {mode: [] for mode in modes}
     for _ in range(repeats):

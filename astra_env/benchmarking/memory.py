@@ -8,6 +8,8 @@ from torch import Tensor
 
 from astra_env.attacks import frozen
 from astra_env.learner import ContrastiveLearner
+from astra_env.models.folded import Folded
+from astra_env.objectives import Batch
 
 
 def saved_bytes(work: Callable[[], Any], without: Iterable[Tensor] = ()) -> int:
@@ -32,28 +34,54 @@ def saved_bytes(work: Callable[[], Any], without: Iterable[Tensor] = ()) -> int:
 
 
 def bytes_per_view(learner: ContrastiveLearner) -> dict[str, float]:
-    """Return the bytes per view that a backward pass needs: of training (clean and adversarial) and of an attack step.
+    """Return what a backward pass of the learner's next minibatch keeps, in bytes.
 
-    The learner's step count, weights and statistics of BatchNorm stay as they are, up to the running averages.
+    What grows with the views and what does not (casts of the weights) are told apart by counting half of them too.
+    Weights stay as they are; the running statistics of BatchNorm see the minibatch.
+
+    Returns:
+        ``training`` (clean and adversarial) and ``attack`` (one step of it): bytes per view. ``weight_copies``: bytes
+        whatever the number of views.
     """
-    batch, target = learner.batch(), learner.target
-    views = batch.views
-    mine = [*target.parameters(), *target.buffers()]
-    training = saved_bytes(lambda: learner.objective(learner.encode, batch, views), mine)
-    forward: Callable[[Tensor], Tensor] = lambda images: learner.objective.outputs(images, "adv")  # noqa: E731
-    copied: list[Tensor] = []
+    views = learner.views()
+    half = 2 * (len(views) // 4)
+    more = len(views) - half
+    whole, part = (_training_bytes(learner, rows) for rows in (len(views), half))
+    attacks, copies = _attack_bytes(learner, len(views)), 0
     if learner.speed.fold_batchnorm:
-        forward = learner._attacked.forward(len(views))
-        copied = list(forward.buffers()) if isinstance(forward, torch.nn.Module) else []
+        copies = sum(buffer.nbytes for buffer in _copy_of(learner).buffers())
+    per_view = (whole - part) / more
+    return {
+        "training": per_view,
+        "attack": (attacks - _attack_bytes(learner, half)) / more,
+        "weight_copies": max(0.0, whole - per_view * len(views)) + copies,
+    }
 
-    def attack_step() -> Tensor:
-        dtype = None if learner.speed.fold_batchnorm else learner.autocast
-        with torch.autocast(learner.device.type, dtype, enabled=dtype is not None):
-            return forward(views.clone().requires_grad_().view_as(views))
 
-    with frozen(target):
-        attack = saved_bytes(attack_step, [*mine, *copied])
-    return {"training": training / len(views), "attack": attack / len(views)}
+def _training_bytes(learner: ContrastiveLearner, rows: int) -> int:
+    batch = learner.batch()
+    cut = Batch(batch.views[:rows], batch.indices[: rows // 2])
+    exists = [*learner.target.parameters(), *learner.target.buffers()]
+    return saved_bytes(lambda: learner.objective(learner.encode, cut, cut.views), exists)
+
+
+def _attack_bytes(learner: ContrastiveLearner, rows: int) -> int:
+    views, folded = learner.views()[:rows], learner.speed.fold_batchnorm
+    copy = _copy_of(learner) if folded else None
+    autocast = None if folded else learner.autocast
+
+    def features() -> Tensor:
+        images = views.clone().requires_grad_().view_as(views)
+        with torch.autocast(learner.device.type, autocast, enabled=autocast is not None):
+            return learner.objective.outputs(images, "adv") if copy is None else copy(images)
+
+    exists = [*learner.target.parameters(), *learner.target.buffers()]
+    with frozen(learner.target):
+        return saved_bytes(features, [*exists, *(copy.buffers() if copy is not None else [])])
+
+
+def _copy_of(learner: ContrastiveLearner) -> Folded:
+    return Folded(learner.target, learner.autocast or torch.float32, branch="adv")
 
 
 def model_of_memory(learner: ContrastiveLearner, views: int) -> dict[str, float]:
@@ -62,17 +90,18 @@ def model_of_memory(learner: ContrastiveLearner, views: int) -> dict[str, float]
     Activations grow with the views; NT-Xent's similarities with their square. Attack and training follow each other, so
     the larger counts. What libraries ask for on the side (workspaces, fragments) is not included.
     """
-    per_view = bytes_per_view(learner)
+    counted = bytes_per_view(learner)
     weights = sum(p.numel() * p.element_size() for p in learner.target.parameters())
-    images = views * learner.views()[0].numel()
     parts = {
         "weights_gradients_momentum": 3.0 * weights,
-        "activations": views * max(per_view.values()),
+        "weight_copies": counted["weight_copies"],
+        "activations": views * max(counted["training"], counted["attack"]),
         "similarities": similarity_bytes(views),
         # Clean, adversarial, perturbation, its step and gradient in float32; the observation in uint8.
-        "images": 21.0 * images,
+        "images": 21.0 * views * learner.views()[0].numel(),
     }
-    return {**{f"{name}_per_view": size for name, size in per_view.items()}, **parts, "peak": sum(parts.values())}
+    per_view = {f"{name}_per_view": counted[name] for name in ("training", "attack")}
+    return {**per_view, **parts, "peak": sum(parts.values())}
 
 
 def similarity_bytes(views: int) -> float:

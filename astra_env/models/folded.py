@@ -13,6 +13,8 @@ from torch import Tensor, fx, nn
 from astra_env.errors import InputError
 from astra_env.models.layers import Normalize
 
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm)
+
 
 class Folded(nn.Module):
     """Maps images (N, 3, H, W) in [0, 1] to what ``network`` gives in eval mode, in ``dtype``.
@@ -137,7 +139,7 @@ def _folds(graph: fx.Graph, modules: dict[str, nn.Module]) -> dict[fx.Node, fx.N
     found = {}
     for node in graph.nodes:
         norm = modules.get(str(node.target)) if node.op == "call_module" else None
-        if not isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d) or not norm.affine or norm.running_mean is None:
+        if not isinstance(norm, NORMS) or not norm.affine or norm.running_mean is None:
             continue
         layer = node.args[0]
         if layer.op != "call_module" or len(layer.users) != 1:
