@@ -15,7 +15,7 @@ from astra_env.config import ExperimentConfig
 from astra_env.data import BatchSampler, ImageDataset
 from astra_env.devices import resolve_device
 from astra_env.errors import CheckpointError, ConfigError
-from astra_env.models import TargetNetwork, load_official
+from astra_env.models import Target, TargetNetwork, load_official
 from astra_env.models.folded import FoldedTarget
 from astra_env.objectives import Batch, Encoder, Setting, objective_factory
 from astra_env.optim import warmup_cosine
@@ -105,7 +105,7 @@ class ContrastiveLearner:
         return options.learning_rate * factor * self.learning_rate_scale
 
     @property
-    def encoder(self) -> TargetNetwork:
+    def encoder(self) -> Target:
         """The network to evaluate: the target network, or what the objective makes of it."""
         return self.objective.encoder
 
@@ -237,6 +237,7 @@ class ContrastiveLearner:
         )
 
     def _folded(self) -> FoldedTarget:
+        assert isinstance(self.target, TargetNetwork)  # the configuration's validation
         return FoldedTarget(self.target, "adv", self.autocast or torch.float32)
 
     def _reward(

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from astra_env.checkpoint import load_checkpoint
 from astra_env.errors import CheckpointError
 from astra_env.interchange.safetensors_format import read_safetensors
-from astra_env.models import IMAGENET_MEAN, IMAGENET_STD, load_official, target_resnet18
+from astra_env.models import IMAGENET_MEAN, IMAGENET_STD, load_official, target_resnet18, target_vit
 from astra_env.models.interop import weights_of
 from astra_env.models.layers import ChannelStatistics
 from astra_env.models.preact_resnet import preact_resnet18
@@ -85,7 +85,7 @@ def load_network(path: str | Path, *, weights: str | None = None, normalize: str
     state = weights_of(_choose(checkpoint, weights, file))
     network = network_for(state, file, normalize=statistics, auto=normalize == "auto")
     run = run_config(file)
-    encoder = "conv1.weight" in state and not _has_head(state)
+    encoder = ("conv1.weight" in state or "patch.weight" in state) and not _has_head(state)
     return LoadedNetwork(
         name=_short_name(file),
         path=file,
@@ -123,6 +123,8 @@ def network_for(
     statistics = PLACEHOLDER if "normalize.mean" in names else normalize
     if any(".bn_list." in name or name.startswith("bn_list.") for name in names):
         return _target(state, (IMAGENET_MEAN, IMAGENET_STD) if auto and statistics is None else statistics)
+    if "patch.weight" in names and "last_norm.weight" in names:
+        return _transformer(state, (IMAGENET_MEAN, IMAGENET_STD) if auto and statistics is None else statistics)
     classes = _classes(state)
     if "block1.layer.0.conv1.weight" in names:
         count = 1 + max(int(m[1]) for name in names if (m := re.match(r"block1\.layer\.(\d+)\.", name)))
@@ -155,6 +157,16 @@ def _target(state: Mapping[str, Tensor], normalize: ChannelStatistics | None) ->
     )
     body = {name: tensor for name, tensor in state.items() if sizes or not name.startswith("fc.")}
     return load_official(network, body, allow_missing=("fc.",))
+
+
+def _transformer(state: Mapping[str, Tensor], normalize: ChannelStatistics | None) -> nn.Module:
+    depth = 1 + max((int(m[1]) for name in state if (m := re.match(r"blocks\.(\d+)\.", name))), default=-1)
+    sizes: dict[str, Any] = {}
+    if "fc.fc1.weight" in state and "fc.fc3.weight" in state:
+        sizes = {"hidden_dim": len(state["fc.fc1.weight"]), "feature_dim": len(state["fc.fc3.weight"])}
+    width, _, _, patch_size = state["patch.weight"].shape
+    network = target_vit(width=width, depth=depth, patch_size=patch_size, normalize=normalize, **sizes)
+    return load_official(network, state, allow_missing=("fc.",))
 
 
 def _resnet(state: Mapping[str, Tensor], classes: int, statistics: ChannelStatistics | None) -> nn.Module:
