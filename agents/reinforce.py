@@ -151,13 +151,18 @@ class Reinforce:
         views = self._views(observation)
         self.network.eval()
         logits = self.network(views)
-        if deterministic:
-            columns = [head.argmax(1) for head in logits]
-        else:
-            columns = [torch.multinomial(head.softmax(1), 1, generator=self.generator)[:, 0] for head in logits]
+        columns = [head.argmax(1) if deterministic else self._sample(head) for head in logits]
         actions = torch.stack(columns, dim=1)
         actions = actions if batch_size(observation) is not None else actions[0]
         return (actions if isinstance(observation, Tensor) else actions.cpu().numpy()), state
+
+    def _sample(self, logits: Tensor) -> Tensor:
+        """Draw one index per row, as ``torch.multinomial`` does with the same generator, but never wait for the device.
+
+        (It checks the probabilities on the host first.)
+        """
+        probabilities = logits.softmax(1)
+        return (probabilities / torch.empty_like(probabilities).exponential_(generator=self.generator)).argmax(1)
 
     def learn_from(self, observation: Any, actions: Any, reward: Any) -> dict[str, Tensor]:
         """Take one step's outcome; every ``update_every`` steps, update the network.

@@ -18,6 +18,8 @@ class Fixed:
         space: the grids.
     """
 
+    accepts_tensors = True  # only the number of observations matters
+
     def __init__(
         self,
         epsilon: float | str = "8/255",
@@ -45,6 +47,8 @@ class Random:
         space: the grids.
         seed: of the policy's own generator.
     """
+
+    accepts_tensors = True  # only the number of observations matters
 
     def __init__(self, space: StrategySpace | None = None, seed: int = 0) -> None:
         self.space = space if space is not None else StrategySpace()
@@ -83,6 +87,8 @@ class Scheduled:
         space: the grids.
         total_steps: length of the training in steps; one call of ``predict`` is one step.
     """
+
+    accepts_tensors = True  # only the number of observations matters
 
     def __init__(
         self,

@@ -10,6 +10,7 @@ import os
 import pickle
 import struct
 import warnings
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from astra_env.errors import CheckpointError
 
 _UNREADABLE = (
     RuntimeError, EOFError, ValueError, TypeError, AttributeError, LookupError, OSError, AssertionError,
-    ArithmeticError, struct.error,
+    ArithmeticError, struct.error, MemoryError, NotImplementedError, zipfile.BadZipFile,
 )  # fmt: skip
 """What torch.load raises, at one depth or another, for files that are no checkpoints."""
 _MARK = b"sha256:"
@@ -41,6 +42,7 @@ def encode(state: Mapping[str, Any]) -> bytes:
 def decode(data: bytes, name: str, device: torch.device | str = "cpu") -> dict[str, Any]:
     """Return the state held by a checkpoint's bytes; raises CheckpointError naming ``name`` when damaged or unsafe."""
     _check_digest(data, name)
+    _check_size(data, name)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -53,6 +55,7 @@ def decode(data: bytes, name: str, device: torch.device | str = "cpu") -> dict[s
         raise CheckpointError(f"{name}: not a readable checkpoint ({type(error).__name__}); is it complete?") from error
     if not isinstance(state, dict):
         raise CheckpointError(f"{name}: expected a dictionary, got {type(state).__name__}")
+    _check_tensors(state, name)
     return state
 
 
@@ -111,6 +114,34 @@ def _check_digest(data: bytes, name: str) -> None:
         digest = hashlib.sha256(data[: end + _END_LENGTH - 2] + b"\x00\x00").hexdigest().encode()
         if comment != _MARK + digest:
             raise CheckpointError(f"{name}: the file was altered or damaged: its SHA-256 does not match")
+
+
+def _check_size(data: bytes, name: str) -> None:
+    """Refuse an archive that says it unpacks to more than its own size; torch stores tensors as they are."""
+    if not zipfile.is_zipfile(io.BytesIO(data)):
+        return
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            unpacked = sum(entry.file_size for entry in archive.infolist())
+    except _UNREADABLE as error:
+        raise CheckpointError(f"{name}: not a readable checkpoint ({type(error).__name__}); is it complete?") from error
+    if unpacked > len(data):
+        raise CheckpointError(f"{name}: refused, it unpacks to {unpacked} bytes, more than its own {len(data)}")
+
+
+def _check_tensors(state: Any, name: str) -> None:
+    """Refuse tensors that claim more values than the file holds: a few bytes can stand for any number of them."""
+    waiting: list[Any] = [state]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, Mapping):
+            waiting.extend(value.values())
+        elif isinstance(value, list | tuple):
+            waiting.extend(value)
+        elif isinstance(value, torch.Tensor):
+            plain = value.layout is torch.strided and value.device.type != "meta"
+            if not plain or value.numel() * value.element_size() > value.untyped_storage().nbytes():
+                raise CheckpointError(f"{name}: refused, it holds a tensor {tuple(value.shape)} without its values")
 
 
 def _sync_directory(directory: Path) -> None:

@@ -2,7 +2,10 @@
 
 import errno
 import sys
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 from astra_env.errors import AstraError
 
@@ -13,14 +16,15 @@ _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE)
 
 
 def run_main(main: Callable[[], int | None]) -> int:
-    """Run a script's ``main`` and return the exit status for ``sys.exit``.
+    """Run a script's ``main`` and return the exit status for ``sys.exit``; warnings take one line, once.
 
     ``main`` returns a status or None for success. An AstraError is printed as ``error: ...`` on stderr and gives 2;
     Ctrl-C gives 130. What a disk refuses while figures or tables are written is no defect either. Anything else is one
     and keeps its traceback.
     """
     try:
-        return main() or 0
+        with warnings_in_one_line():
+            return main() or 0
     except AstraError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_ERROR
@@ -33,3 +37,20 @@ def run_main(main: Callable[[], int | None]) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
+
+
+@contextmanager
+def warnings_in_one_line() -> Iterator[None]:
+    """Print every UserWarning as one line on stderr, once per text, without the source line that Python adds."""
+    told: set[str] = set()
+
+    def show(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
+        if not issubclass(category, UserWarning):
+            usual(message, category, *place, **more)
+        elif str(message) not in told:
+            told.add(str(message))
+            print(f"warning: {message}", file=sys.stderr)
+
+    with warnings.catch_warnings():
+        usual, warnings.showwarning = warnings.showwarning, show
+        yield

@@ -1,4 +1,4 @@
-"""The configuration of a self-supervised run: one dataclass a room, every field with its sentence.
+"""The configuration of a run under a policy's attacks: one dataclass a room, every field with its sentence.
 
 Values come from the dataclass defaults, then a preset or YAML file, then dotted overrides; see
 :mod:`astra_env.configuration` for how they are read.
@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from astra_env.errors import ConfigError
+
+COMPILE_MODES = ("none", "default", "reduce-overhead", "max-autotune")
 
 
 @dataclass
@@ -86,14 +88,22 @@ class StrategyConfig:
 
 @dataclass
 class LearnerConfig:
-    """Self-supervised adversarial training of the target network."""
+    """Adversarial training of the target network.
 
+    Batch size, length, learning rate, momentum, weight decay, reward, precision and memory order are every learner's;
+    the other fields are the contrastive one's.
+    """
+
+    kind: str = "contrastive"
+    """Who trains: contrastive, supervised (a classifier, by the methods of package rpat) or module:Class."""
+    kind_args: dict[str, Any] = field(default_factory=dict)
+    """Settings of that learner; contrastive has none, supervised takes those of rpat, such as {method: trades}."""
     objective: str = "astra"
     """astra, acl, dynacl, rocl, advcl, deacl, barlow, simclr (clean views only, no attack) or module:Class."""
     objective_args: dict[str, Any] = field(default_factory=dict)
     """Arguments of the objective."""
     batch_size: int = 512
-    """Images per step; each gives two views."""
+    """Images per step; each gives two views in contrastive training."""
     epochs: int = 1000
     """Length of the training in epochs."""
     total_steps: int | None = None
@@ -101,7 +111,7 @@ class LearnerConfig:
     optimizer: str = "lars"
     """lars or sgd, both with momentum."""
     learning_rate: float = 5.0
-    """Learning rate after warm-up."""
+    """Highest learning rate: after warm-up (contrastive), of SGD at the start (supervised)."""
     momentum: float = 0.9
     """Momentum of the optimiser."""
     weight_decay: float = 1e-6
@@ -117,7 +127,8 @@ class LearnerConfig:
     mixed_weight: float = 0.5
     """Weight w of the mixed loss of astra and barlow."""
     reward: str = "astra"
-    """astra, per_view, vs_fixed, cost_aware, constant or module:attribute."""
+    """astra, per_view, vs_fixed, cost_aware, constant or module:attribute; supervised: adv_loss_gain, look_ahead,
+    constant or module:attribute."""
     reward_args: dict[str, Any] = field(default_factory=dict)
     """Arguments of the reward."""
     precision: str = "fp32"
@@ -126,6 +137,12 @@ class LearnerConfig:
     """Keep the network and the views in channels-last memory order."""
     fold_batchnorm: bool = False
     """Attack a copy of the network whose BatchNorms are folded into its weights: equal up to rounding, faster."""
+    compile: str = "none"
+    """torch.compile mode of that copy: none, default, reduce-overhead (CUDA graphs) or max-autotune."""
+    tf32: bool | None = None
+    """Allow or forbid TF32 products on CUDA; default PyTorch's own choice."""
+    fast: bool = False
+    """Use what pays on the device: bf16 where it has instructions for it, channels_last, fold_batchnorm, tf32."""
 
 
 @dataclass
@@ -144,10 +161,10 @@ class EnvConfig:
 
 @dataclass
 class ProbeConfig:
-    """The linear probe at the end of a run."""
+    """The measurement at the end of a run: a linear probe of an encoder, a classifier as it is."""
 
     enabled: bool = True
-    """Run the probe when the training is finished."""
+    """Measure when the training is finished."""
     epochs: int = 25
     """Epochs of the linear classifier."""
     learning_rate: float = 0.01
@@ -157,9 +174,9 @@ class ProbeConfig:
     augment: bool = True
     """Crop and flip the training images (features are then extracted every epoch), or probe fixed features."""
     epsilon: list[float | str] = field(default_factory=lambda: ["8/255"])
-    """Radii of the PGD attack on the probe."""
+    """Radii of the PGD attack on the test images."""
     steps: int = 20
-    """Steps of the PGD attack on the probe."""
+    """Steps of that attack."""
     max_test_images: int | None = None
     """Attack a seeded sample of this many test images; default all."""
 
@@ -186,7 +203,7 @@ class RunConfig:
 
 @dataclass
 class ExperimentConfig:
-    """Everything a self-supervised run depends on."""
+    """Everything a run under a policy's attacks depends on."""
 
     seed: int = 3407
     """Seed of every generator of the run."""
@@ -209,8 +226,14 @@ class ExperimentConfig:
     def validate(self) -> None:
         """Raise ConfigError naming the first field whose value cannot be used."""
         learner = self.learner
-        if learner.batch_size < 4 or learner.batch_size % 2:
+        if learner.kind != "contrastive":
+            _at_least("learner.batch_size", learner.batch_size, 2)
+        elif learner.batch_size < 4 or learner.batch_size % 2:
             raise ConfigError(f"learner.batch_size: expected an even integer >= 4, got {learner.batch_size}")
+        elif learner.kind_args:
+            raise ConfigError(
+                f"learner.kind_args: contrastive takes none, got {', '.join(map(str, learner.kind_args))}"
+            )
         _at_least("learner.epochs", learner.epochs, 1)
         if learner.total_steps is not None:
             _at_least("learner.total_steps", learner.total_steps, 1)
@@ -227,6 +250,7 @@ class ExperimentConfig:
             raise ConfigError("learner.fold_batchnorm: target.backbone 'vit' has no BatchNorm to fold; switch it off")
         if learner.fold_batchnorm and self.target.norm == "group":
             raise ConfigError("learner.fold_batchnorm: needs target.norm branch or single, got 'group'")
+        require_compilable("learner", learner)
         _one_of("target.norm", self.target.norm, ("branch", "single", "group"))
         _one_of("target.stem", self.target.stem, ("cifar", "imagenet"))
         _one_of("env.reset_mode", self.env.reset_mode, ("restart", "continue"))
@@ -243,6 +267,16 @@ class ExperimentConfig:
         low, high = self.views.crop_scale
         if not 0 < low <= high <= 1:
             raise ConfigError(f"views.crop_scale: expected 0 < low <= high <= 1, got {list(self.views.crop_scale)}")
+
+
+def require_compilable(section: str, options: Any) -> None:
+    """Raise ConfigError unless ``compile`` is a mode of ``torch.compile`` and there is a copy to compile."""
+    _one_of(f"{section}.compile", options.compile, COMPILE_MODES)
+    if options.compile != "none" and not (options.fold_batchnorm or options.fast):
+        raise ConfigError(
+            f"{section}.compile: {options.compile!r} compiles the attack's copy of the network; set "
+            f"--{section}.fold_batchnorm true or --{section}.fast true"
+        )
 
 
 def _at_least(name: str, value: int, least: int) -> None:

@@ -21,6 +21,20 @@ class CheckpointError(InputError):
     """A checkpoint that is damaged, hostile or belongs to something else."""
 
 
+class KeysDiffer(CheckpointError):
+    """A checkpoint whose keys are not a network's.
+
+    Attributes:
+        missing: every key that the network has and the checkpoint lacks.
+        unexpected: every key that only the checkpoint has.
+        wrong_shape: every shared key with its two shapes, in words.
+    """
+
+    def __init__(self, message: str, *, missing: list[str], unexpected: list[str], wrong_shape: list[str]) -> None:
+        super().__init__(message)
+        self.missing, self.unexpected, self.wrong_shape = missing, unexpected, wrong_shape
+
+
 class RunDirectoryError(InputError):
     """A run directory that cannot be written or already belongs to another run."""
 

@@ -3,6 +3,8 @@
 import os
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -47,3 +49,36 @@ class GracefulStop:
         if self.requested:
             os._exit(128 + number)
         self.signal_number = number
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal asked work to stop that is broken off where it is and keeps what it has written."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"signal {number}")
+        self.exit_status = 128 + number
+
+
+@contextmanager
+def breaking_off() -> Iterator[None]:
+    """Let the first SIGINT or SIGTERM raise :class:`Interrupted` wherever the work is; a second one ends the process.
+
+    For work whose files are whole at every moment. Outside the main thread it does nothing.
+    """
+    came: list[int] = []
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if came:
+            os._exit(128 + number)
+        came.append(number)
+        raise Interrupted(number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = {number: signal.signal(number, handle) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -1,13 +1,15 @@
 """Self-supervised adversarial training, one minibatch at a time, under attacks that somebody else chooses."""
 
 import copy
+import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from astra_env.attack_copy import AttackCopy
 from astra_env.attacks import AttackResult, contrastive_attack, frozen
 from astra_env.building import build_augment, build_optimizer, build_target, load_training_images
 from astra_env.checkpoint import load_checkpoint
@@ -15,13 +17,14 @@ from astra_env.config import ExperimentConfig
 from astra_env.data import BatchSampler, ImageDataset
 from astra_env.devices import resolve_device
 from astra_env.errors import CheckpointError, ConfigError
-from astra_env.models import Target, TargetNetwork, load_official
-from astra_env.models.folded import FoldedTarget
+from astra_env.models import Target, load_official
 from astra_env.objectives import Batch, Encoder, Setting, objective_factory
 from astra_env.optim import warmup_cosine
+from astra_env.protocols import Learner
 from astra_env.report import StepReport
 from astra_env.rewards import RewardInputs, VersusFixed, make_reward
 from astra_env.seeding import derive_seed, generator
+from astra_env.speed import Speed, tf32
 from astra_env.state_checks import (
     UNFIT,
     one_line,
@@ -31,11 +34,12 @@ from astra_env.state_checks import (
     require_optimizer_state,
     require_scale,
     require_tensor,
+    require_tensors,
 )
 from astra_env.strategy import AttackStrategy, StrategySpace
 
 
-class ContrastiveLearner:
+class ContrastiveLearner(Learner):
     """Trains a target network by contrastive learning on clean and attacked views (ASTrA 2025; DESIGN section 4).
 
     The same seed and configuration give the same training; every random number comes from the learner's own
@@ -49,6 +53,9 @@ class ContrastiveLearner:
         ConfigError, DataError: naming the field that cannot be used.
     """
 
+    split: ClassVar[str] = "pretrain"
+    classifies: ClassVar[bool] = False
+
     def __init__(self, config: ExperimentConfig, dataset: ImageDataset | None = None) -> None:
         self.config = config
         options = config.learner
@@ -57,12 +64,13 @@ class ContrastiveLearner:
         make_objective = objective_factory(config)
         self.reward = make_reward(options.reward, options.reward_args)
         self.dataset = dataset if dataset is not None else load_training_images(config.data, self.device)
-        self.target = build_target(config.target, config.seed, self.device, options.channels_last)
+        self.speed = Speed.of(options, self.device)
+        self.target = build_target(config.target, config.seed, self.device, self.speed.channels_last)
         self.base_augment = build_augment(config, self.dataset.images.shape[-1])
         self.sampler = BatchSampler(len(self.dataset), options.batch_size, derive_seed(config.seed, "batches"))
         self.view_generator = generator(config.seed, "views")
         self.attack_generator = generator(config.seed, "attack", self.device)
-        self.autocast = torch.bfloat16 if options.precision == "bf16" else None
+        self.autocast = self.speed.autocast
         self.total_steps = options.total_steps or options.epochs * self.steps_per_epoch
         self.warmup_steps = min(round(options.warmup_epochs * self.steps_per_epoch), self.total_steps)
         self.objective = make_objective(
@@ -73,13 +81,26 @@ class ContrastiveLearner:
                 f"learner.fold_batchnorm: learner.objective {options.objective!r} attacks more than the projected "
                 "features, which a folded copy does not have; switch it off"
             )
+        foldable = self.objective.foldable and config.target.norm != "group" and config.target.backbone != "vit"
+        self.speed = Speed.of(options, self.device, foldable=foldable)
         self.encode = Encoder(self.target, self.autocast)
         self.optimizer = build_optimizer(options, [*self.target.parameters(), *self.objective.parameters()])
         self.learning_rate_scale = 1.0
         self.step_count = 0
         self.attack_steps = torch.zeros((), dtype=torch.int64, device=self.device)
+        self._attacked = AttackCopy(self.target, self.speed, branch="adv")
         self._batch: Batch | None = None
         self._before_views: dict[str, Any] = {}
+
+    @classmethod
+    def views_per_image(cls, config: ExperimentConfig) -> int:
+        """Two, rows 2k and 2k+1 of a minibatch."""
+        return 2
+
+    @classmethod
+    def view_size(cls, config: ExperimentConfig, dataset: ImageDataset) -> int:
+        """Side of the views in pixels."""
+        return config.views.size or dataset.images.shape[-1]
 
     @property
     def steps_per_epoch(self) -> int:
@@ -87,14 +108,19 @@ class ContrastiveLearner:
         return self.sampler.steps_per_epoch
 
     @property
-    def views_per_step(self) -> int:
-        """Views in one minibatch: two per image."""
-        return 2 * self.config.learner.batch_size
+    def loss_scales(self) -> Mapping[str, float]:
+        """NT-Xent of features that carry no information: log of the number of other views."""
+        views = self.views_per_step
+        return {
+            "clean_loss": math.log(views - 1),
+            "adv_loss": math.log(views - 1),
+            "mixed_loss": math.log(2 * views - 1),
+        }
 
     @property
-    def finished(self) -> bool:
-        """Whether the training budget is used up."""
-        return self.step_count >= self.total_steps
+    def branch(self) -> str:
+        """The branch that the objective trains for use."""
+        return self.objective.branch
 
     @property
     def learning_rate(self) -> float:
@@ -105,7 +131,7 @@ class ContrastiveLearner:
         return options.learning_rate * factor * self.learning_rate_scale
 
     @property
-    def encoder(self) -> Target:
+    def final_network(self) -> Target:
         """The network to evaluate: the target network, or what the objective makes of it."""
         return self.objective.encoder
 
@@ -119,7 +145,7 @@ class ContrastiveLearner:
             self._before_views = {"sampler": self.sampler.state_dict(), "views": self.view_generator.get_state()}
             indices = next(self.sampler)
             views = self.augment(self.dataset.gather(indices, self.device))
-            if self.config.learner.channels_last:
+            if self.speed.channels_last:
                 views = views.to(memory_format=torch.channels_last)
             self._batch = Batch(views, indices, self.step_count)
         return self._batch
@@ -137,9 +163,13 @@ class ContrastiveLearner:
 
         Waits for the device once, to learn how many steps each attack has.
         """
+        with tf32(self.speed.tf32):
+            return self._step(strategy)
+
+    def _step(self, strategy: AttackStrategy) -> StepReport:
         self.objective.prepare()
         batch, views = self.batch(), self.views()
-        strategy = self.objective.budgets(_for_every_view(strategy, len(views), self.device))
+        strategy = self.objective.budgets(strategy.for_each(len(views), self.device))
         attack = self._attack(batch, strategy) if self.objective.attacked else None
         reward, reward_terms = self._reward(batch, strategy, attack)
         adversarial = views if attack is None else attack.adversarial
@@ -204,6 +234,7 @@ class ContrastiveLearner:
         for name in ("target", "optimizer", "sampler", "view_generator", "attack_generator", "step"):
             if name not in state:
                 raise CheckpointError(f"checkpoint: does not fit this learner: {name!r} is missing")
+        require_tensors("target", state["target"], self.target.state_dict())
         require_optimizer_state("optimizer", state["optimizer"], self.optimizer)
         require_generator_state("view_generator", state["view_generator"], self.view_generator)
         require_generator_state("attack_generator", state["attack_generator"], self.attack_generator)
@@ -225,20 +256,16 @@ class ContrastiveLearner:
 
     def _attack(self, batch: Batch, strategy: AttackStrategy) -> AttackResult:
         self.attack_steps = self.attack_steps + strategy.steps.sum()
-        folded = self.config.learner.fold_batchnorm
+        views, folded = batch.views, self.speed.fold_batchnorm
         return contrastive_attack(
             self.target,
-            batch.views,
+            views,
             strategy,
             generator=self.attack_generator,
             autocast=None if folded else self.autocast,
-            forward=self._folded() if folded else lambda views: self.objective.outputs(views, "adv"),
+            forward=self._attacked.forward(len(views)) if folded else lambda x: self.objective.outputs(x, "adv"),
             objective=self.objective.attack_goal(batch),
         )
-
-    def _folded(self) -> FoldedTarget:
-        assert isinstance(self.target, TargetNetwork)  # the configuration's validation
-        return FoldedTarget(self.target, "adv", self.autocast or torch.float32)
 
     def _reward(
         self, batch: Batch, strategy: AttackStrategy, attack: AttackResult | None
@@ -271,15 +298,6 @@ class ContrastiveLearner:
             group["lr"] = learning_rate
         self.optimizer.step()
         self.objective.after_update()
-
-
-def _for_every_view(strategy: AttackStrategy, count: int, device: torch.device) -> AttackStrategy:
-    strategy = strategy.to(device)
-    if len(strategy) != 1:
-        return strategy
-    return AttackStrategy(
-        strategy.epsilon.expand(count), strategy.steps.expand(count), strategy.step_size.expand(count)
-    )
 
 
 def _attack_terms(attack: AttackResult | None) -> dict[str, Tensor]:

@@ -1,7 +1,8 @@
-"""One kind of registry, used for data sets, networks, rewards, objectives and policies."""
+"""One kind of registry, used for data sets, networks, rewards, objectives, policies and learners."""
 
 import importlib
 from collections.abc import Callable, Iterator
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Generic, TypeVar
 
 from astra_env.errors import ConfigError
@@ -13,10 +14,15 @@ class Registry(Generic[T]):
     """Names for one kind of thing, with a helpful error for an unknown name.
 
     A name of the form ``module:attribute`` is imported, so users plug in their own without registering.
+
+    Args:
+        kind: the configuration field that holds such a name.
+        group: entry-point group through which installed packages provide further names; imported when asked for.
     """
 
-    def __init__(self, kind: str) -> None:
+    def __init__(self, kind: str, group: str | None = None) -> None:
         self.kind = kind
+        self.group = group
         self._entries: dict[str, T] = {}
 
     def register(self, name: str) -> Callable[[T], T]:
@@ -36,8 +42,15 @@ class Registry(Generic[T]):
             return self._entries[name]
         if ":" in name:
             return self._load(name)
-        known = ", ".join(sorted(self._entries))
-        raise ConfigError(f"{self.kind}: expected one of {known} or 'module:attribute', got {name!r}")
+        provided = self._provided()
+        if name in provided:
+            return self._load(provided[name].value)
+        known = ", ".join(sorted({*self._entries, *provided}))
+        hint = f"; install (again) the package that adds it to the entry points {self.group!r}" if self.group else ""
+        raise ConfigError(f"{self.kind}: expected one of {known} or 'module:attribute', got {name!r}{hint}")
+
+    def _provided(self) -> dict[str, EntryPoint]:
+        return {entry.name: entry for entry in entry_points(group=self.group)} if self.group else {}
 
     def _load(self, name: str) -> Any:
         module_name, _, attribute = name.partition(":")

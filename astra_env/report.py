@@ -49,10 +49,10 @@ class StepReport:
         device = self.reward.device
         values = torch.stack([value.detach().to(device, torch.float32) for value in tensors.values()]).tolist()
         scalars = dict(zip(tensors, values, strict=True))
-        for name in ("loss", "grad_norm"):
-            if not math.isfinite(scalars[name]):
+        for name in ("loss", "grad_norm", "policy/loss", "policy/grad_norm"):
+            if not math.isfinite(scalars.get(name, 0.0)):
                 raise Diverged(
-                    f"training diverged at step {self.step}: {name} is {scalars[name]}; lower learner.learning_rate, "
-                    "or set run.on_divergence to rollback"
+                    f"training diverged at step {self.step}: {name} is {scalars[name]}; lower learner.learning_rate "
+                    "(or the policy's), or set run.on_divergence to rollback"
                 )
         return {**scalars, "learning_rate": self.learning_rate}

@@ -141,13 +141,21 @@ REWARDS.register("cost_aware")(CostAware)
 REWARDS.register("constant")(Constant)
 
 
-def make_reward(name: str, arguments: Mapping[str, Any] | None = None) -> Reward:
-    """Build a reward by registered name or ``module:attribute``; raises ConfigError for unknown names or arguments."""
+def make_reward(
+    name: str, arguments: Mapping[str, Any] | None = None, registry: Registry[Any] = REWARDS
+) -> Callable[[Any], Tensor]:
+    """Build a reward by registered name or ``module:attribute``; raises ConfigError for unknown names or arguments.
+
+    Args:
+        name: which one.
+        arguments: of its class or function.
+        registry: the names that the learner knows; each learner's rewards look at inputs of its own.
+    """
     arguments = dict(arguments or {})
     credit = arguments.get("credit", "shared")
     if credit not in ("shared", "per_view"):
         raise ConfigError(f"learner.reward_args.credit: expected 'shared' or 'per_view', got {credit!r}")
     try:
-        return REWARDS.get(name)(**arguments)
+        return registry.get(name)(**arguments)
     except TypeError as error:
         raise ConfigError(f"learner.reward_args: {error} (reward {name!r})") from error

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from astra_env.checkpoint import encode, load_checkpoint, write_atomically
 from astra_env.errors import CheckpointError, RunDirectoryError
-from astra_env.run_lock import acquire, release, remove_leftovers
+from astra_env.run_lock import NO_LINKS, acquire, release, remove_leftovers
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -95,7 +95,7 @@ class RunDirectory:
         self._cut()
         with self.refusals():
             self._metrics.flush()
-        return [json.loads(line) for line in self.metrics_path.read_text().splitlines()]
+        return self._lines()
 
     def save(self, state: Mapping[str, Any], *, keep_as: str | None = None) -> None:
         """Write ``checkpoints/last.pt`` atomically; the one before becomes ``previous.pt``.
@@ -196,11 +196,32 @@ class RunDirectory:
             return
         with self.refusals():
             self._metrics.flush()
-            os.truncate(self.metrics_path, min(self._cut_to, self.metrics_path.stat().st_size))
+            there = self.metrics_path.stat().st_size
+            if there < self._cut_to:
+                logger.warning(
+                    "%s: %d bytes that were there at the last checkpoint are missing; the run goes on without them",
+                    self.metrics_path,
+                    self._cut_to - there,
+                )
+            os.truncate(self.metrics_path, min(self._cut_to, there))
             self._close_writer()
         self._cut_to = None
-        lines = self.metrics_path.read_text().splitlines()
-        self._purge_step = json.loads(lines[-1])["step"] + 1 if lines else 0
+        lines = self._lines()
+        self._purge_step = lines[-1]["step"] + 1 if lines else 0
+
+    def _lines(self) -> list[dict[str, Any]]:
+        """Return what the metrics file holds; raises RunDirectoryError naming the first damaged line."""
+        lines = []
+        for number, line in enumerate(self.metrics_path.read_bytes().splitlines(), start=1):
+            try:
+                lines.append({**json.loads(line)})
+                if not isinstance(lines[-1]["step"], int):
+                    raise TypeError("step is no number")
+            except (ValueError, TypeError, KeyError, RecursionError) as error:
+                raise RunDirectoryError(
+                    f"run_dir: {self.metrics_path}, line {number} is damaged; mend or remove it, then --resume"
+                ) from error
+        return lines
 
     def _close_writer(self) -> None:
         writer, self._writer = self._writer, None
@@ -212,8 +233,14 @@ def _link_over(source: Path, target: Path) -> None:
     """Give ``source`` the second name ``target`` in one step, replacing what was there."""
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     temporary.unlink(missing_ok=True)
-    os.link(source, temporary)
-    os.replace(temporary, target)
+    try:
+        os.link(source, temporary)
+    except OSError as error:
+        if error.errno not in NO_LINKS:
+            raise
+        write_atomically(target, source.read_bytes())
+    else:
+        os.replace(temporary, target)
 
 
 def _whole_number(value: Any, path: Path) -> int:

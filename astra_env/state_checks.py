@@ -57,6 +57,14 @@ def require_scale(name: str, given: Any) -> float:
     return float(given)
 
 
+def require_number(name: str, value: Any) -> Any:
+    """Return ``value``; raises CheckpointError unless it is a finite number, or a tensor of one."""
+    number = value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
+    if isinstance(number, bool) or not isinstance(number, int | float) or not math.isfinite(number):
+        raise CheckpointError(f"checkpoint: {name}: expected a finite number, got {_short(value)}")
+    return value
+
+
 def require_generator_state(name: str, given: Any, generator: torch.Generator) -> Tensor:
     """Return ``given`` on the CPU; raises CheckpointError unless a generator such as ``generator`` accepts it."""
     require_tensor(name, given, generator.get_state())
@@ -86,7 +94,7 @@ def require_optimizer_state(name: str, given: Any, optimizer: Optimizer) -> None
             if isinstance(value, Tensor) and value.dim() > 0:
                 require_tensor(f"{name}.state.{key}", value, parameters[index])
             elif value is not None:
-                _require_number(f"{name}.state.{key}", value)
+                require_number(f"{name}.state.{key}", value)
 
 
 def one_line(error: BaseException) -> str:
@@ -99,15 +107,9 @@ def _require_group(name: str, given: Mapping[str, Any], like: Mapping[str, Any])
         raise CheckpointError(f"checkpoint: {name}: another optimiser's state")
     for key, value in like.items():
         if isinstance(value, int | float) and not isinstance(value, bool):
-            _require_number(f"{name}.{key}", given[key])
+            require_number(f"{name}.{key}", given[key])
         elif key != "params" and type(given[key]) is not type(value):
             raise CheckpointError(f"checkpoint: {name}.{key}: expected {_short(value)}, got {_short(given[key])}")
-
-
-def _require_number(name: str, value: Any) -> None:
-    number = value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
-    if isinstance(number, bool) or not isinstance(number, int | float) or not math.isfinite(number):
-        raise CheckpointError(f"checkpoint: {name}: expected a finite number, got {_short(value)}")
 
 
 def _describe(tensor: Tensor) -> str:

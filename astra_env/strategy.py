@@ -54,6 +54,13 @@ class AttackStrategy:
         """Return the same attack for all ``n`` images; raises InputError for values outside their units."""
         check_pixel_units("epsilon", epsilon)
         check_pixel_units("step_size", step_size)
+        return cls.repeated(n, epsilon, steps, step_size, device)
+
+    @classmethod
+    def repeated(
+        cls, n: int, epsilon: float, steps: int, step_size: float, device: torch.device | str | None = None
+    ) -> "AttackStrategy":
+        """Return what :meth:`constant` does for lengths in any norm, l-2 radii beyond 1 included."""
         if steps < 0:
             raise InputError(f"steps: expected an integer >= 0, got {steps}")
         return cls(
@@ -68,6 +75,13 @@ class AttackStrategy:
     def to(self, device: torch.device | str) -> "AttackStrategy":
         """Return the same strategy with its tensors on ``device``."""
         return AttackStrategy(self.epsilon.to(device), self.steps.to(device), self.step_size.to(device))
+
+    def for_each(self, count: int, device: torch.device | str) -> "AttackStrategy":
+        """Return it on ``device`` with one entry for each of ``count`` images: a single entry is for all of them."""
+        strategy = self.to(device)
+        if len(strategy) != 1:
+            return strategy
+        return AttackStrategy(*(getattr(strategy, name).expand(count) for name in PARAMETERS))
 
     def __getitem__(self, rows: Any) -> "AttackStrategy":
         return AttackStrategy(self.epsilon[rows], self.steps[rows], self.step_size[rows])
@@ -139,9 +153,11 @@ class StrategySpace:
             )
         if indices.is_floating_point() or indices.is_complex() or indices.dtype == torch.bool:
             raise InputError(f"actions: expected integers, got {indices.dtype}")
-        indices = indices.to(device=device if device is not None else indices.device, dtype=torch.int64)
+        indices = indices.to(torch.int64)
         if check:
-            self._check(indices)
+            self._check(indices)  # where they came from: an array's need no device
+        if device is not None:
+            indices = indices.to(device)
         epsilon, steps, step_size = self._on(indices.device)
         return AttackStrategy(epsilon[indices[:, 0]], steps[indices[:, 1]], step_size[indices[:, 2]])
 

@@ -15,16 +15,14 @@ from astra_env.config import ExperimentConfig
 from astra_env.configuration import to_dict
 from astra_env.determinism import deterministic_algorithms
 from astra_env.errors import CheckpointError, Diverged
-from astra_env.evaluation import ProbeResult, probe
-from astra_env.health import HealthWatch
+from astra_env.evaluation import ProbeResult, probe_learner
+from astra_env.health import HealthWatch, require_finite
 from astra_env.interaction import interact
 from astra_env.interrupts import GracefulStop
-from astra_env.learner import ContrastiveLearner, load_training_images
-from astra_env.protocols import Policy
+from astra_env.protocols import Learner, Policy
 from astra_env.report import StepReport
 from astra_env.run_directory import RunDirectory
 from astra_env.state_checks import UNFIT, one_line, require_count, require_mapping, require_tensor
-from astra_env.strategy import parse_number
 from astra_env.strategy_counts import StrategyCounts
 
 logger = logging.getLogger(__name__)
@@ -49,7 +47,7 @@ class Trainer:
     def __init__(
         self,
         config: ExperimentConfig,
-        learner: ContrastiveLearner,
+        learner: Learner,
         policy: Policy,
         run: RunDirectory,
         *,
@@ -84,24 +82,24 @@ class Trainer:
         Raises:
             Diverged: when the loss is not finite and ``run.on_divergence`` is "raise", or rolling back did not help.
         """
-        if self.learner.step_count == 0:
-            self._save()
         kernels = deterministic_algorithms(self.config.run.deterministic)
         with kernels, GracefulStop() as stop, self._bar() as bar:
+            if self.learner.step_count == 0:
+                self._save()
             while not self.learner.finished:
                 try:
                     self._step(bar)
+                    if stop.requested or self.learner.finished:
+                        self._save()
                 except Diverged as error:
                     self._roll_back(error)
                     bar.n = self.learner.step_count
                 if stop.requested:
-                    self._save()
                     return stop.exit_status
-        self._save()
         return 0
 
     def finish(self) -> dict[str, Any]:
-        """Draw the figures, probe the encoder when configured, and write and return ``summary.json``."""
+        """Draw the figures, measure the network when configured, and write and return ``summary.json``."""
         from astra_env.plotting.training import plot_losses, plot_strategies
 
         metrics = self.run.metrics()
@@ -109,10 +107,12 @@ class Trainer:
             plot_strategies(metrics, self.learner.space, self.run.path / "strategy.png")
             plot_losses(metrics, self.run.path / "losses.png")
         with deterministic_algorithms(self.config.run.deterministic):
-            result = self._probe() if self.config.probe.enabled else None
+            enabled = self.config.probe.enabled
+            result = probe_learner(self.learner, self.config, progress=self.progress) if enabled else None
         summary = {
             "steps": self.learner.step_count,
             "final": metrics[-1] if metrics else {},
+            "measured": "classifier" if self.learner.classifies else "linear probe",
             "probe": None if result is None else probe_summary(result),
             "attack_steps": int(self.learner.attack_steps),
             "views_per_step": self.learner.views_per_step,
@@ -161,6 +161,7 @@ class Trainer:
             writer.add_images("views/clean_and_adversarial", pairs.flatten(0, 1), step)
 
     def _save(self, keep_as: str | None = None) -> None:
+        require_finite(self.learner.target, self.learner.step_count)
         self.run.save(self._state(), keep_as=keep_as)
 
     def _state(self) -> dict[str, Any]:
@@ -236,24 +237,6 @@ class Trainer:
             unit="step",
             disable=not self.progress,
             dynamic_ncols=True,
-        )
-
-    def _probe(self) -> ProbeResult:
-        options, data, device = self.config.probe, self.config.data, self.learner.device
-        return probe(
-            self.learner.encoder,
-            load_training_images(data, device, "train"),
-            load_training_images(data, device, "test"),
-            branch=self.learner.objective.branch,
-            epsilons=tuple(parse_number("probe.epsilon", value) for value in options.epsilon),
-            steps=options.steps,
-            max_test_images=options.max_test_images,
-            epochs=options.epochs,
-            learning_rate=options.learning_rate,
-            batch_size=options.batch_size,
-            augment=options.augment,
-            seed=self.config.seed,
-            progress=self.progress,
         )
 
     def _throughput(self) -> float:

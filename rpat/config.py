@@ -4,7 +4,7 @@ import warnings
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from astra_env.config import DataConfig
+from astra_env.config import DataConfig, require_compilable
 from astra_env.errors import ConfigError
 from astra_env.models import NETWORKS
 from astra_env.strategy import check_pixel_units, parse_number
@@ -128,6 +128,14 @@ class RunConfig:
     """fp32, or bf16 for autocast with float32 losses and perturbations."""
     channels_last: bool = False
     """Keep the network and the images in channels-last memory order."""
+    fold_batchnorm: bool = False
+    """Attack a copy of the network whose BatchNorms are folded into its weights: equal up to rounding, faster."""
+    compile: str = "none"
+    """torch.compile mode of that copy: none, default, reduce-overhead (CUDA graphs) or max-autotune."""
+    tf32: bool | None = None
+    """Allow or forbid TF32 products on CUDA; default PyTorch's own choice."""
+    fast: bool = False
+    """Use what pays on the device: bf16 where it has instructions for it, channels_last, fold_batchnorm, tf32."""
     threads: int | None = None
     """CPU threads; default PyTorch's own choice."""
     on_divergence: str = "raise"
@@ -214,6 +222,7 @@ class RPATConfig:
         method = self.make_method()
         self._check_attack()
         self._check_numbers()
+        require_compilable("run", self.run)
         settled = self.resolved()
         _check_choices(settled)
         _check_epochs(settled, method)

@@ -4,12 +4,14 @@ The official form asks for weight gradients in every step of the attack; ours fr
 """
 
 import argparse
+import copy
 import json
 import os
 import platform
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +20,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.flop_counter import FlopCounterMode
+from tqdm import tqdm
 
+from astra_env.attack_copy import AttackCopy
 from astra_env.evaluation.results import versions
 from astra_env.models import NETWORKS
+from astra_env.speed import Speed
+from rpat.config import RunConfig
 from rpat.methods import Budget, Method, RobustPerception, Step, make_method
 
 BUDGET = Budget(8 / 255, 2 / 255, 10, "linf")
@@ -52,8 +58,45 @@ def training_step(step: Step, method: Method, attack: Callable[[Step], Tensor]) 
     return loss.detach()
 
 
+@dataclass(frozen=True)
+class Form:
+    """One way to take the same step: on what, how it is attacked, in what precision."""
+
+    model: nn.Module
+    images: Tensor
+    attack: Callable[[Step], Tensor]
+    autocast: torch.dtype | None = None
+    attacked: AttackCopy | None = None
+
+    def step(self, labels: Tensor, seed: int = 0) -> Step:
+        """Return the step of a batch with robust perception, its attack started from ``seed``."""
+        return Step(
+            self.model,
+            self.images,
+            labels,
+            BUDGET,
+            generator=torch.Generator().manual_seed(seed),
+            perception=RobustPerception(),
+            autocast=self.autocast,
+            attacked=None if self.attacked is None else self.attacked.forward(len(self.images)),
+        )
+
+
+def forms(model: nn.Module, images: Tensor, method: Method) -> dict[str, Form]:
+    """Return the official form of a step, ours, and ours with ``run.fast`` (on a copy of the model)."""
+    speed = Speed.of(RunConfig(fast=True), images.device)
+    last = torch.channels_last
+    fast = copy.deepcopy(model).to(memory_format=last)  # type: ignore[call-overload]
+    folded = AttackCopy(fast, speed)
+    return {
+        "ours": Form(model, images, method.attack),
+        "official": Form(model, images, official_attack),
+        "fast": Form(fast, images.contiguous(memory_format=last), method.attack, speed.autocast, folded),
+    }
+
+
 def forward_equivalents(
-    model: nn.Module, images: Tensor, labels: Tensor, *, method: str = "pgd_at", official: bool = False
+    model: nn.Module, images: Tensor, labels: Tensor, *, method: str = "pgd_at", form: str = "ours"
 ) -> float:
     """Return the operations of one step with robust perception, in forward passes of the batch.
 
@@ -62,36 +105,41 @@ def forward_equivalents(
         images: the batch.
         labels: int64 (N,).
         method: name of the method.
-        official: count the official form of PGD-AT's attack instead of ours.
+        form: "ours", "official" (PGD-AT's attack only) or "fast".
     """
     with torch.no_grad():
         forward = _count(lambda: model(images))
     trained = make_method(method)
-    step = Step(model, images, labels, BUDGET, generator=torch.Generator(), perception=RobustPerception())
-    return _count(lambda: training_step(step, trained, official_attack if official else trained.attack)) / forward
+    chosen = forms(model, images, trained)[form]
+    return _count(lambda: training_step(chosen.step(labels), trained, chosen.attack)) / forward
 
 
-def measure_speed(model: nn.Module, images: Tensor, labels: Tensor, repeats: int = 5) -> dict[str, Any]:
-    """Time PGD-AT with robust perception in our and in the official form, alternating in one process.
+def measure_speed(
+    model: nn.Module, images: Tensor, labels: Tensor, repeats: int = 5, *, progress: bool = False
+) -> dict[str, Any]:
+    """Time PGD-AT with robust perception in all forms, in turn in one process.
 
     Returns:
-        Seconds of every repetition, the two medians and their ratio (official / ours).
+        Seconds of every repetition, the medians, and the ratios official / ours and official / fast of the medians.
     """
     method = make_method("pgd_at")
-    forms: dict[str, Callable[[Step], Tensor]] = {"ours": method.attack, "official": official_attack}
-    seconds: dict[str, list[float]] = {name: [] for name in forms}
-    for repeat in range(repeats + 1):
-        for name, attack in forms.items():
-            source = torch.Generator().manual_seed(repeat)
-            step = Step(model, images, labels, BUDGET, generator=source, perception=RobustPerception())
+    contestants = forms(model, images, method)
+    seconds: dict[str, list[float]] = {name: [] for name in contestants}
+    for repeat in tqdm(range(repeats + 1), "rpat", unit="round", disable=not progress):
+        for name, form in contestants.items():
             start = time.perf_counter()
-            training_step(step, method, attack)
+            training_step(form.step(labels, repeat), method, form.attack)
             if images.is_cuda:
                 torch.cuda.synchronize()
-            if repeat:  # the first pair warms caches and the allocator up
+            if repeat:  # the first round warms caches and the allocator up
                 seconds[name].append(time.perf_counter() - start)
     medians = {name: statistics.median(values) for name, values in seconds.items()}
-    return {"seconds": seconds, "median_seconds": medians, "speedup": medians["official"] / medians["ours"]}
+    return {
+        "seconds": seconds,
+        "median_seconds": medians,
+        "speedup": medians["official"] / medians["ours"],
+        "fast_speedup": medians["official"] / medians["fast"],
+    }
 
 
 def epoch_overhead(model: nn.Module, step_seconds: float, repeats: int = 5) -> dict[str, float]:
@@ -120,21 +168,29 @@ def epoch_overhead(model: nn.Module, step_seconds: float, repeats: int = 5) -> d
     }
 
 
-def benchmark(network: str = "resnet18", batch_size: int = 16, size: int = 32, repeats: int = 5) -> dict[str, Any]:
+def benchmark(
+    network: str = "resnet18",
+    batch_size: int = 16,
+    size: int = 32,
+    repeats: int = 5,
+    *,
+    width: int | None = None,
+    device: torch.device | str = "cpu",
+    progress: bool = False,
+) -> dict[str, Any]:
     """Return operations and measured time of one PGD-AT+RP step of a network on random images, with the machine."""
     source = torch.Generator().manual_seed(0)
-    model = NETWORKS.get(network)(10, generator=source)
-    images = torch.rand(batch_size, 3, size, size, generator=source)
-    labels = torch.randint(10, (batch_size,), generator=source)
-    speed = measure_speed(model, images, labels, repeats)
+    model = NETWORKS.get(network)(10, width=width, generator=source).to(device)
+    images = torch.rand(batch_size, 3, size, size, generator=source).to(device)
+    labels = torch.randint(10, (batch_size,), generator=source).to(device)
+    speed = measure_speed(model, images, labels, repeats, progress=progress)
     return {
         "network": network,
         "batch_size": batch_size,
         "image_size": size,
         "attack_steps": BUDGET.steps,
         "forward_equivalents": {
-            "ours": forward_equivalents(model, images, labels),
-            "official": forward_equivalents(model, images, labels, official=True),
+            form: forward_equivalents(model, images, labels, form=form) for form in ("ours", "official", "fast")
         },
         **speed,
         "epoch_overhead": epoch_overhead(model, speed["median_seconds"]["ours"], repeats),

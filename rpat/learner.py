@@ -8,9 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from astra_env.attack_copy import AttackCopy
 from astra_env.data import BatchSampler, ImageDataset
 from astra_env.errors import CheckpointError, Diverged
 from astra_env.seeding import derive_seed, generator
+from astra_env.speed import Speed, tf32
 from astra_env.state_checks import (
     UNFIT,
     one_line,
@@ -20,6 +22,7 @@ from astra_env.state_checks import (
     require_scale,
     require_tensors,
 )
+from astra_env.strategy import AttackStrategy
 from rpat.augmentation import Augmentation
 from rpat.config import RPATConfig
 from rpat.methods import Progress, Step
@@ -34,6 +37,7 @@ class SupervisedLearner:
         config: resolved configuration.
         train: labelled training images, without the validation slice.
         device: where the network lives.
+        rate_field: what the user sets the learning rate by, for messages.
 
     Attributes:
         model: the classifier.
@@ -42,16 +46,25 @@ class SupervisedLearner:
         learning_rate_scale: factor on the learning rate, lowered when a run that diverged was rolled back.
     """
 
-    def __init__(self, config: RPATConfig, train: ImageDataset, device: torch.device) -> None:
+    def __init__(
+        self,
+        config: RPATConfig,
+        train: ImageDataset,
+        device: torch.device,
+        rate_field: str = "optimizer.learning_rate",
+    ) -> None:
         self.config = config
+        self.rate_field = rate_field
         self.train = train
         self.device = device
         self.method = config.make_method()
         self.epochs = config.epochs or 0
-        memory = torch.channels_last if config.run.channels_last else torch.contiguous_format
+        self.speed = Speed.of(config.run, device)
+        memory = torch.channels_last if self.speed.channels_last else torch.contiguous_format
         self.memory_format: torch.memory_format = memory
         network = build_network(config.network, train, config.seed)
         self.model: nn.Module = network.to(device=device).to(memory_format=memory)  # type: ignore[call-overload]
+        self._attacked = AttackCopy(self.model, self.speed) if self.speed.fold_batchnorm else None
         self.optimizer = torch.optim.SGD(
             self.model.parameters(),
             lr=config.optimizer.learning_rate,
@@ -88,6 +101,12 @@ class SupervisedLearner:
             return cosine(epoch, self.epochs)
         return piecewise(epoch, optimizer.milestones or (), optimizer.factor or 1.0)
 
+    @property
+    def learning_rate(self) -> float:
+        """The learning rate of the next step."""
+        rate = self.config.optimizer.learning_rate * self.learning_rate_factor(self.epoch)
+        return rate * self.learning_rate_scale
+
     def step(self) -> dict[str, Tensor]:
         """Train on the next batch and return its loss terms as scalars on the device.
 
@@ -95,24 +114,75 @@ class SupervisedLearner:
             Diverged: when the loss or the gradient is not finite; the weights are those from before the step, the
                 statistics of BatchNorm may be spoilt.
         """
-        epoch = self.epoch
-        self._begin(epoch)
-        step = self._next_step(epoch)
-        step.adversarial = self.method.attack(step)
+        with tf32(self.speed.tf32):
+            step = self.begin(*self.draw())
+            step.adversarial = self.method.attack(step)
+            terms = self.differentiate(step)
+            self.update()
+        return terms
+
+    def draw(self) -> tuple[Tensor, Tensor]:
+        """Return the next batch, augmented: images in [0, 1] and labels, as :class:`Step` takes them."""
+        rows = next(self.sampler)
+        home, cuda = self.train.labels.device, self.device.type == "cuda"
+        labels = self.train.labels[rows.to(home, non_blocking=cuda)].to(self.device, non_blocking=cuda)
+        images, labels = self.augment(self.train.gather(rows, self.device), labels, self.epoch)
+        return images.contiguous(memory_format=self.memory_format), labels
+
+    def begin(
+        self, images: Tensor, labels: Tensor, strategy: AttackStrategy | None = None, *, keep_outputs: bool = False
+    ) -> Step:
+        """Set what depends on the epoch and return the step that trains on a batch.
+
+        Args:
+            images: of :meth:`draw`.
+            labels: of :meth:`draw`.
+            strategy: one attack per image; default the configured one for all.
+            keep_outputs: keep the logits that the attack ends with.
+        """
+        config, epoch = self.config, self.epoch
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate
+        if self.average is None and config.ema.enabled and epoch >= config.ema.start_epoch:
+            self._start_average()
+        self.model.train()
+        progress = Progress(
+            epoch, self.epochs, tuple(config.optimizer.milestones or ()), self.learning_rate_factor(epoch)
+        )
+        return Step(
+            self.model,
+            images,
+            labels,
+            self.method.budget(config.budget, progress),
+            strategy=strategy,
+            keep_outputs=keep_outputs,
+            generator=self.generators["attack"],
+            perception=config.perception if epoch >= config.rp_start_epoch else None,
+            average=self.average,
+            progress=progress,
+            autocast=self.speed.autocast,
+            attacked=None if self._attacked is None else self._attacked.forward(len(images)),
+        )
+
+    def differentiate(self, step: Step) -> dict[str, Tensor]:
+        """Leave the gradient of an attacked step's loss with the parameters; returns its terms as :meth:`step` does."""
         terms = self.method.terms(step)
         loss = torch.stack(list(terms.values())).sum()
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        self._require_finite(loss)
+        return {
+            "loss": loss.detach(),
+            **{f"loss_{name}": term.detach() for name, term in terms.items()},
+            "grad_norm": self._finite_gradient(loss),
+            **_signs(step),
+        }
+
+    def update(self) -> None:
+        """Take the step whose gradient the parameters hold."""
         self.optimizer.step()
         if self.average is not None:
             self.average.update_parameters(self.model)
         self.steps_done += 1
-        return {
-            "loss": loss.detach(),
-            **{f"loss_{name}": term.detach() for name, term in terms.items()},
-            **_signs(step),
-        }
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything that the next step depends on, beside configuration and data."""
@@ -167,23 +237,14 @@ class SupervisedLearner:
             assert self.average is not None
             self.average.module.load_state_dict(state["ema"])
 
-    def _begin(self, epoch: int) -> None:
-        """Set what depends on the epoch."""
-        rate = self.config.optimizer.learning_rate * self.learning_rate_factor(epoch) * self.learning_rate_scale
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        if self.average is None and self.config.ema.enabled and epoch >= self.config.ema.start_epoch:
-            self._start_average()
-        self.model.train()
-
-    def _require_finite(self, loss: Tensor) -> None:
-        """Raise Diverged unless loss and gradient are finite; asks the device once."""
-        gradient = torch.nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
-        if bool(torch.isfinite(loss) & torch.isfinite(gradient)):
-            return
+    def _finite_gradient(self, loss: Tensor) -> Tensor:
+        """Return the gradient's length; raises Diverged unless it and the loss are finite. Asks the device once."""
+        length = torch.nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
+        if bool(torch.isfinite(loss) & torch.isfinite(length)):
+            return length
         raise Diverged(
             f"training diverged at step {self.steps_done}: the loss is {loss.item()}, the gradient's length "
-            f"{gradient.item()}; lower optimizer.learning_rate (now {self.optimizer.param_groups[0]['lr']:g}), or set "
+            f"{length.item()}; lower {self.rate_field} (now {self.optimizer.param_groups[0]['lr']:g}), or set "
             "run.on_divergence to rollback"
         )
 
@@ -195,30 +256,11 @@ class SupervisedLearner:
         average.n_averaged.fill_(1)
         self.average = average.eval().requires_grad_(False)
 
-    def _next_step(self, epoch: int) -> Step:
-        config = self.config
-        rows = next(self.sampler)
-        labels = self.train.labels[rows.to(self.train.labels.device)].to(self.device)
-        images, labels = self.augment(self.train.gather(rows, self.device), labels, epoch)
-        progress = Progress(
-            epoch, self.epochs, tuple(config.optimizer.milestones or ()), self.learning_rate_factor(epoch)
-        )
-        return Step(
-            self.model,
-            images.contiguous(memory_format=self.memory_format),
-            labels,
-            self.method.budget(config.budget, progress),
-            generator=self.generators["attack"],
-            perception=config.perception if epoch >= config.rp_start_epoch else None,
-            average=self.average,
-            progress=progress,
-            autocast=torch.bfloat16 if config.run.precision == "bf16" else None,
-        )
-
 
 def _signs(step: Step) -> dict[str, Tensor]:
     """Return what tells whether the attack and the network do anything, as far as the step has computed it anyway."""
-    signs = {} if step.zero_gradient_share is None else {"zero_gradient_share": step.zero_gradient_share}
+    share = None if step.attack is None else step.attack.zero_gradient_share
+    signs = {} if share is None else {"zero_gradient_share": share}
     logits = step.__dict__.get("adv_logits")
     if logits is not None:
         signs["logit_spread"] = logits.detach().std(0).mean()

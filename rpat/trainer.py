@@ -1,6 +1,7 @@
 """A whole supervised run: epochs, validation, selection, checkpoints, metrics, the final measurement."""
 
 import logging
+import sys
 import time
 from collections.abc import Mapping
 from contextlib import nullcontext
@@ -19,7 +20,7 @@ from astra_env.devices import resolve_device
 from astra_env.errors import CheckpointError, Diverged
 from astra_env.evaluation.batches import require_alike, require_labels
 from astra_env.evaluation.robustness import clean_accuracy, robust_accuracy
-from astra_env.health import HealthWatch
+from astra_env.health import HealthWatch, require_finite
 from astra_env.interrupts import GracefulStop
 from astra_env.run_directory import RunDirectory
 from astra_env.seeding import derive_seed
@@ -101,20 +102,25 @@ class Trainer:
                 while self.learner.steps_done < self.learner.total_steps and not stop.requested:
                     try:
                         self._accumulate(self.learner.step())
+                        self._seconds = time.monotonic() - started
+                        self._after_step(run)
+                        if stop.requested:
+                            self._save(run)
                     except Diverged as error:
                         self._roll_back(run, error)
-                        continue
-                    self._seconds = time.monotonic() - started
-                    self._after_step(run)
                     bar.n = self.learner.steps_done
                     bar.update(0)
             self.exit_status = stop.exit_status
             if stop.requested:
-                self._save(run)
                 return self._summary(finished=False)
             summary = self._summary(finished=True) | {"test": self._measure()}
             if run is not None:
+                from astra_env.plotting.style import save
+                from astra_env.plotting.training import supervised_figure
+
                 run.write_summary(summary)
+                with run.refusals():
+                    save(supervised_figure(run.metrics()), run.path / "losses.png")
             return summary
 
     def selected(self) -> nn.Module:
@@ -204,13 +210,21 @@ class Trainer:
         settings = self.config.test
         if not settings.enabled:
             return {}
-        network = self.selected()
-        clean = clean_accuracy(network, self.test, batch_size=settings.batch_size, max_images=settings.max_images)
-        robust = self._under_attack(network, self.test, settings.steps, settings.batch_size, settings.max_images)
+        network, bar = self.selected(), self.config.run.progress and sys.stderr.isatty()
+        size, limit = settings.batch_size, settings.max_images
+        clean = clean_accuracy(network, self.test, batch_size=size, max_images=limit, progress=bar)
+        robust = self._under_attack(network, self.test, settings.steps, size, limit, progress=bar)
         return {"clean": clean.as_dict(), f"pgd_{settings.steps}": robust.as_dict()}
 
     def _under_attack(
-        self, network: nn.Module, images: ImageDataset, steps: int, batch_size: int, max_images: int | None
+        self,
+        network: nn.Module,
+        images: ImageDataset,
+        steps: int,
+        size: int,
+        limit: int | None,
+        *,
+        progress: bool = False,
     ) -> Any:
         """Return the accuracy under PGD at training's radius; the random start is the same in every epoch."""
         budget = self.config.budget
@@ -221,14 +235,16 @@ class Trainer:
             step_size=budget.step_size,
             steps=steps,
             norm=budget.norm,
-            batch_size=batch_size,
+            batch_size=size,
             seed=derive_seed(self.config.seed, "validation"),
-            max_images=max_images,
+            max_images=limit,
+            progress=progress,
         )
 
     def _save(self, run: RunDirectory | None, keep_as: str | None = None) -> None:
         if run is None:
             return
+        require_finite(self.learner.model, self.learner.steps_done)
         state = {
             **self.learner.state_dict(),
             "selection": self._selection.state_dict(),

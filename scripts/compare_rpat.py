@@ -168,10 +168,12 @@ def write_report(options: argparse.Namespace, suite: Suite, results: list[dict[s
     if not results:
         return
     variants = summarise(results)
+    images = " --root DIR" if suite.overrides["data.name"] == "folder" else ""
     report = {
         "suite": options.suite,
         "title": suite.title,
-        "command": f"python scripts/compare_rpat.py --suite {options.suite} --seeds {options.seeds}",
+        "command": f"python scripts/compare_rpat.py --suite {options.suite} --seeds {options.seeds}{images}",
+        "covers": coverage(results, options.methods, options.seeds),
         "settings": {**EQUAL, **suite.overrides},
         "images": {"clean_and_pgd": suite.tested, "autoattack": suite.attacked},
         "machine": machine(),
@@ -210,6 +212,14 @@ def summarise(results: list[dict[str, Any]]) -> dict[str, Any]:
                     name: _spread([result[name] for result in mine]) for name in (*METRICS, "training_seconds")
                 }
     return variants
+
+
+def coverage(results: list[dict[str, Any]], methods: Sequence[str], seeds: int) -> dict[str, Any]:
+    """Return how many of the runs that were asked for are finished, and the names of those that are not."""
+    done = {(r["method"], r["robust_perception"], r["seed"]) for r in results}
+    wanted = [(method, perception, seed) for seed in range(seeds) for method in methods for perception in (False, True)]
+    missing = [f"{variant_name(m, p)}, seed {s}" for m, p, s in wanted if (m, p, s) not in done]
+    return {"runs": len(wanted) - len(missing), "of": len(wanted), "missing": missing}
 
 
 def differences(results: list[dict[str, Any]]) -> dict[str, Any]:
@@ -254,6 +264,9 @@ def table(report: dict[str, Any]) -> str:
         f"AutoAttack-quick (the two APGD attacks): {images['autoattack']} of them, so it can exceed PGD-20.",
         "",
     ]
+    covers = report["covers"]
+    if covers["missing"]:
+        lines += [f"**{covers['runs']} of {covers['of']} runs; not measured: {'; '.join(covers['missing'])}.**", ""]
     lines += ["| variant | seeds | " + " | ".join(METRICS.values()) + " |", "|---|---|" + "---|" * len(METRICS)]
     for name, values in report["variants"].items():
         cells = [_percent(values[metric]["mean"], values[metric]["sd"]) for metric in METRICS]

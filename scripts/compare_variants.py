@@ -47,6 +47,11 @@ VARIANTS = {
     ),
     "learned": Variant("ASTrA improved: per-view credit, baseline, entropy bonus", IMPROVED),
     "cost_aware": Variant("the same, paying for every attack step", {**IMPROVED, "learner.reward": "cost_aware"}),
+    "exact": Variant(
+        "learned in float32 without any of the inexact savings",
+        {**IMPROVED, "learner.precision": "fp32", "learner.channels_last": False, "learner.fast": False},
+    ),
+    "fast": Variant("learned with learner.fast: what speed does to the result", {**IMPROVED, "learner.fast": True}),
     "no_mixed": Variant("ablation of learned: without the mixed loss", {**IMPROVED, "learner.mixed_weight": 0.0}),
     "single_norm": Variant(
         "ablation of learned: one BatchNorm for both branches", {**IMPROVED, "target.norm": "single"}
@@ -60,6 +65,7 @@ VARIANTS = {
 SUITES = {
     "short": ("no_attack", "fixed", "learned"),
     "issue": ("no_attack", "acl", "dynacl", "random", "paper", "learned", "constant", "cost_aware"),
+    "speed": ("exact", "fast"),
     "ablation": ("learned", "no_mixed", "fixed", "single_norm"),
     "methods": ("no_attack", "acl", "dynacl", "rocl", "advcl", "deacl", "barlow", "rocl_astra", "dynacl_astra"),
 }

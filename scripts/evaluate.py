@@ -5,10 +5,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from astra_env.command_line import EXIT_INTERRUPTED, run_main
+from astra_env.command_line import run_main
 from astra_env.configuration import build_parser, from_dict, parse_command_line
 from astra_env.errors import ConfigError
 from astra_env.evaluation.config import EvaluationConfig
+from astra_env.interrupts import Interrupted, breaking_off
 
 LISTS = ("--attacks", "--curves", "--attack.epsilon", "--head.learning_rate")
 PRESETS = "astra_env.evaluation.configs"
@@ -22,8 +23,8 @@ Examples:
   evaluate.py runs/a --every                              robust accuracy against epoch, over all kept checkpoints
   evaluate.py runs/a --corruptions data/CIFAR-10-C
 
-Ctrl-C leaves results.json partial and whole; the same command continues it.
-Exit status: 0 finished, 2 unusable input (one line says what), 130 interrupted.
+Ctrl-C or SIGTERM leaves results.json partial and whole; the same command continues it. A second one exits at once.
+Exit status: 0 finished, 2 unusable input (one line says what), 130 or 143 stopped by a signal.
 """
 
 
@@ -41,15 +42,17 @@ def main() -> int:
     out = Path(options["out"])
     from astra_env.evaluation.runner import evaluate
 
-    hooks = {"perception": perception_hook(config, out)} if options["perception"] else {}
-    try:
-        results = evaluate(
-            config, options["checkpoints"], out, every=options["every"], hooks=hooks, progress=not options["quiet"]
-        )
-    except KeyboardInterrupt:
-        write_partial(out)
-        return EXIT_INTERRUPTED
-    print(write_report(results, out))
+    progress = not options["quiet"]
+    hooks = {"perception": perception_hook(config, out, progress)} if options["perception"] else {}
+    with breaking_off():
+        try:
+            results = evaluate(
+                config, options["checkpoints"], out, every=options["every"], hooks=hooks, progress=progress
+            )
+            print(write_report(results, out))
+        except Interrupted as interruption:
+            write_partial(out)
+            return interruption.exit_status
     return 0
 
 
@@ -63,7 +66,7 @@ def with_lists(arguments: Sequence[str]) -> list[str]:
     return separate
 
 
-def perception_hook(config: EvaluationConfig, out: Path) -> Any:
+def perception_hook(config: EvaluationConfig, out: Path, progress: bool) -> Any:
     """Return RPAT's perception analysis as a hook; raises ConfigError when this installation has none."""
     try:
         from rpat.perception import analyse, write_perception
@@ -80,6 +83,7 @@ def perception_hook(config: EvaluationConfig, out: Path) -> Any:
             norm=config.attack.norm,
             batch_size=config.attack.batch_size,
             seed=config.seed,
+            progress=progress,
         )
         write_perception(found, out / "perception" / name.replace("/", "_"), title=name)
         return found.as_dict()

@@ -1,4 +1,4 @@
-"""Train an encoder by self-supervised adversarial training under a learned (or any other) attack strategy."""
+"""Train a network adversarially under a learned (or any other) attack strategy: an encoder, a classifier, yours."""
 
 import json
 import logging
@@ -12,12 +12,13 @@ from astra_env.configuration import build_parser, from_dict, parse_command_line,
 from astra_env.errors import ConfigError
 from astra_env.run_configuration import config_of_run
 
-DESCRIPTION = """Train an encoder by self-supervised adversarial training (ASTrA).
+DESCRIPTION = """Train a network adversarially under an attack strategy: self-supervised (ASTrA) or any other learner.
 
 Examples:
   train_astra.py --config quickstart --run_dir runs/first
   train_astra.py --config cifar10 --data.root data --run_dir runs/cifar10 --learner.precision bf16
   train_astra.py --config cifar10 --policy my_module:MyPolicy --run_dir runs/mine
+  train_astra.py --config supervised_quickstart --learner.kind_args.method trades --run_dir runs/supervised
   train_astra.py --resume --run_dir runs/cifar10
 
 Exit status: 0 finished, 2 unusable input (one line says what), 130 or 143 stopped by a signal after saving.
@@ -45,18 +46,18 @@ def main() -> int:
 def run_training(
     config: ExperimentConfig, run_dir: Path, *, resume: bool = False, quiet: bool = False, track: bool = False
 ) -> int:
-    """Train to the end, probe and write everything; returns 0, or the status to exit with after a signal."""
+    """Train to the end, measure and write everything; returns 0, or the status to exit with after a signal."""
     import torch
 
     import agents
-    from astra_env.learner import ContrastiveLearner
+    from astra_env.learners import make_learner
     from astra_env.run_directory import RunDirectory
     from astra_env.trainer import Trainer
 
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     if config.run.threads is not None:
         torch.set_num_threads(config.run.threads)
-    learner = ContrastiveLearner(config)
+    learner = make_learner(config)
     context = agents.Context(learner.space, learner.device, config.seed, learner.total_steps, learner.warmup_steps)
     policy = agents.make(config.policy, context=context, **config.policy_args)
     if track:
@@ -87,7 +88,7 @@ def report(summary: dict[str, Any], run_dir: Path) -> None:
     timing = summary["timing"]
     print(f"{summary['steps']} steps, {timing.get('views_per_second', 0):.0f} views/s, written to {run_dir}")
     if summary["probe"] is not None:
-        print(f"linear probe: clean {100 * summary['probe']['clean']['accuracy']:.2f} %")
+        print(f"{summary['measured']}: clean {100 * summary['probe']['clean']['accuracy']:.2f} %")
         for epsilon, accuracy in summary["probe"]["pgd"].items():
             print(f"  under PGD at {epsilon}: {100 * accuracy['accuracy']:.2f} %")
 

@@ -1,14 +1,16 @@
 """Runs scripts in forked children of one process that has imported everything: a real process costs milliseconds.
 
 One JSON object a line on standard input starts a child: ``argv`` (script name and arguments), ``log`` (where its output
-goes), ``delay`` (seconds by which every fsync is slow) and ``die_at`` (the number of the call below, from 1, before
-which the child kills itself with SIGKILL). Answers on standard output: ``{"pid"}``, then ``{"pid", "status", "calls"}``
-when it is over; a negative status is the signal that ended it.
+goes), ``delay`` (seconds by which every fsync is slow) and the numbers, from 1, of calls below: ``die_at`` (before it
+the child kills itself with SIGKILL), ``wait_at`` (before it the child waits for a signal), ``hang_at`` (it takes an
+hour), ``full_from`` (from it on the disk is full). Answers on standard output: ``{"pid"}``, then
+``{"pid", "status", "calls"}`` when it is over; a negative status is the signal that ended it.
 
 The file system calls of a run are its moments of danger; a child counts them and can be killed at each.
 """
 
 import contextlib
+import errno
 import functools
 import importlib.util
 import json
@@ -24,6 +26,8 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 CALLS = ("fsync", "replace", "link", "truncate", "unlink")
+TAKING_ROOM = ("fsync", "replace", "link")
+HOUR = 3600.0
 
 
 def load(name: str) -> Any:
@@ -35,8 +39,13 @@ def load(name: str) -> Any:
     return module
 
 
-def inject(count: list[int], delay: float, die_at: int | None) -> None:
-    """Let this process's file system calls be counted, slow or its last."""
+def inject(count: list[int], request: dict[str, Any]) -> None:
+    """Let this process's file system calls be counted, slow, refused or its last."""
+    names = ("delay", "die_at", "wait_at", "hang_at", "full_from")
+    delay, die_at, wait_at, hang_at, full_from = (request.get(name) for name in names)
+    woken, waking = os.pipe()
+    os.set_blocking(waking, False)
+    signal.set_wakeup_fd(waking)
 
     def wrap(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(call)
@@ -44,7 +53,15 @@ def inject(count: list[int], delay: float, die_at: int | None) -> None:
             count[0] += 1
             if count[0] == die_at:
                 os.kill(os.getpid(), signal.SIGKILL)
-            if name == "fsync":
+            if count[0] == wait_at:
+                print("waits", flush=True)
+                os.read(woken, 1)
+            if count[0] == hang_at:
+                print("hangs", flush=True)
+                time.sleep(HOUR)
+            if full_from is not None and count[0] >= full_from and name in TAKING_ROOM:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            if name == "fsync" and delay:
                 time.sleep(delay)
             return call(*arguments, **options)
 
@@ -59,7 +76,7 @@ def child(request: dict[str, Any], scripts: dict[str, Any], report: int) -> None
     os.dup2(output, 1)
     os.dup2(output, 2)
     count = [0]
-    inject(count, request.get("delay", 0.0), request.get("die_at"))
+    inject(count, request)
     script, *arguments = request["argv"]
     sys.argv = [script, *arguments]
     status = 1
@@ -80,7 +97,7 @@ def serve() -> None:
     import matplotlib.pyplot  # noqa: F401
     import torch
 
-    import agents.sb3_run  # noqa: F401
+    import agents.sb3.run  # noqa: F401
     import astra_env.evaluation.runner
     import astra_env.plotting.training
     import astra_env.trainer  # noqa: F401

@@ -5,6 +5,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import select
 import signal
 import subprocess
@@ -19,10 +20,13 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from astra_env.checkpoint import load_checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
-PATIENCE = 120
-"""Seconds to wait for anything."""
-CLOCKS = (".seconds", ".timing", ".metrics_bytes")
-"""Parts of a checkpoint that hold times, or the length of a file that is compared itself."""
+PATIENCE = 600
+"""Seconds to wait for anything, on a machine that is busy with other things."""
+CLOCKS = re.compile(
+    r"\.(seconds|timing|metrics_bytes|agent\.episodes\.ep_info_buffer\.\d+\.t"
+    r"|agent\.model\.data\.(start_time|_num_timesteps_at_start))"
+)
+"""Parts of a checkpoint that hold times, the length of a file that is compared itself, or where a process began."""
 AGENT = ".agent.model"
 """Stable-Baselines3's archive, which holds times beside the weights."""
 
@@ -105,16 +109,35 @@ class Job:
 
     def outcome(self):
         """Digests of metrics and figures, and the weights: everything but clocks."""
-        files = ["metrics.jsonl", "strategy.png", "losses.png"]
-        digests = {
-            name: hashlib.sha256((self.folder / name).read_bytes()).hexdigest()
-            for name in files
-            if (self.folder / name).exists()
-        }
         summary = json.loads((self.folder / "summary.json").read_text())
         results = {name: summary.get(name) for name in ("final", "probe", "test", "selected", "mean_reward", "steps")}
         state = load_checkpoint(self.folder / "checkpoints" / "last.pt")
-        return {**digests, **results, "state": digest_of(state), "curves": curves_of(self.folder)}
+        files = files_of(self.folder, "metrics.jsonl", "*.png")
+        return {**files, **results, "state": digest_of(state), "curves": curves_of(self.folder)}
+
+
+class Evaluation(Job):
+    """An evaluation of a run: what it measured, its report, its figure and the heads it trained."""
+
+    def arguments(self):
+        return (self.script, *self.options, "--out", self.folder, *self.quiet())
+
+    def outcome(self):
+        networks = json.loads((self.folder / "results.json").read_text())["networks"]
+        measured = {
+            (network, name): {key: value for key, value in entry.items() if key != "seconds"}
+            for network, record in networks.items()
+            for name, entry in record["measurements"].items()
+        }
+        heads = {path.name: digest_of(load_checkpoint(path)) for path in sorted((self.folder / "models").glob("*.pt"))}
+        return {**measured, **heads, **files_of(self.folder, "report.md", "*.png")}
+
+
+def files_of(folder, *patterns):
+    """SHA-256 of files, by name."""
+    found = [path for pattern in patterns for path in sorted(folder.glob(pattern))]
+    assert len(found) >= len(patterns) - 1, found
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in found}
 
 
 def curves_of(folder):
@@ -131,12 +154,13 @@ def digest_of(state):
 
 
 def _add(digest, name, value):
-    if name in CLOCKS:
+    if CLOCKS.fullmatch(name):
         return
     if name == AGENT:
         archive = zipfile.ZipFile(io.BytesIO(value.numpy().tobytes()))
         weights = [entry for entry in archive.namelist() if entry.endswith(".pth")]
         value = {entry: torch.load(io.BytesIO(archive.read(entry)), weights_only=True) for entry in weights}
+        value["data"] = json.loads(archive.read("data"))
     if isinstance(value, dict):
         for key in sorted(value, key=str):
             _add(digest, f"{name}.{key}", value[key])

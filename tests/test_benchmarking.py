@@ -7,9 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from astra_env.benchmarking.clock import PHASES
 from astra_env.benchmarking.measure import Contestant, compare, matmul_ceiling
+from astra_env.benchmarking.memory import model_of_memory, saved_bytes
 from astra_env.config import ExperimentConfig
+from astra_env.configuration import load_config
 from astra_env.data import load_dataset
+from astra_env.learner import ContrastiveLearner
+from astra_env.plotting.benchmark import plot_curve
 
 SMALL = {
     "device": "cpu",
@@ -28,9 +33,11 @@ def digits():
     return load_dataset("digits", image_size=16)
 
 
-@pytest.mark.parametrize("budgets", ["uniform", "fixed", "max"])
-def test_cost_is_two_forwards_per_own_step_one_for_the_reward_and_six_for_training(digits, budgets):
-    counts = Contestant("exact", SMALL, digits, budgets).forward_equivalents()
+@pytest.mark.parametrize(
+    ("mode", "budgets"), [("exact", "uniform"), ("exact", "fixed"), ("exact", "max"), ("fast", "uniform")]
+)
+def test_cost_is_two_forwards_per_own_step_one_for_the_reward_and_six_for_training(digits, mode, budgets):
+    counts = Contestant(mode, SMALL, digits, budgets).forward_equivalents()
     attack = 2 * counts["mean_steps"] + 1
     assert counts["attack"] == pytest.approx(attack, rel=0.05)
     assert counts["step"] == pytest.approx(attack + 1 + 6, rel=0.05)
@@ -54,25 +61,66 @@ def test_the_plain_step_gives_the_same_numbers(digits):
 
 
 def test_the_comparison_reports_every_mode(digits):
-    results = compare(["plain", "exact", "fast"], SMALL, digits, "uniform", repeats=1)
+    ceilings = {"fp32": 1e12, "bf16": 1e12}
+    results = compare(["plain", "exact", "fast"], SMALL, digits, "uniform", repeats=1, ceilings=ceilings)
     assert list(results) == ["plain", "exact", "fast"]
     for entry in results.values():
         milliseconds = entry["milliseconds"]
         parts = sum(time for phase, time in milliseconds.items() if phase != "step")
         assert 0 < parts <= milliseconds["step"] * 1.05
-        assert entry["saved_bytes_per_view"] > 0
+        assert all(milliseconds[phase] > 0 for phase in PHASES)
+        assert entry["data_share"] == pytest.approx(
+            (milliseconds["load"] + milliseconds["augment"]) / milliseconds["step"]
+        )
+        assert entry["attack_percent_of_ceiling"] == pytest.approx(entry["attack_flops_per_second"] / 1e10)
+        assert entry["hours_for_1000_epochs_of_cifar10"] == pytest.approx(
+            1000 * 97 * 1024 / entry["views_per_second"] / 3600
+        )
     assert results["plain"]["step_speedup"] == 1
-    assert results["fast"]["saved_bytes_per_view"] < results["exact"]["saved_bytes_per_view"]
+
+
+def test_saved_bytes_count_each_storage_once_and_leave_out_what_exists_anyway():
+    weight = torch.ones(4, 4, requires_grad=True)
+    x = torch.ones(8, 4, requires_grad=True)
+    # x @ weight keeps x (and weight), the product with itself keeps its 8 x 4 output once.
+    work = lambda: (x @ weight).square().sum()  # noqa: E731
+    assert saved_bytes(work, [weight]) == 4 * (8 * 4 + 8 * 4)
+    assert saved_bytes(work) == 4 * (8 * 4 + 8 * 4 + 4 * 4)
+
+
+def test_memory_grows_with_the_views_and_bf16_needs_less(digits):
+    def model(views, **overrides):
+        config = load_config(ExperimentConfig, "cifar10", {**SMALL, **overrides})
+        return model_of_memory(ContrastiveLearner(config, digits), views)
+
+    small, large = model(64), model(128)
+    assert large["activations"] == 2 * small["activations"]
+    assert small["activations"] == 64 * max(small["training_per_view"], small["attack_per_view"])
+    assert large["similarities"] == 4 * small["similarities"] == 9 * 6 * 128**2
+    assert large["weights_gradients_momentum"] == small["weights_gradients_momentum"]
+    parts = ("weights_gradients_momentum", "activations", "similarities", "images")
+    assert small["peak"] == sum(small[part] for part in parts)
+    # Clean and adversarial views are trained on together; the attack keeps no weight gradients' inputs, nor both.
+    assert small["attack_per_view"] < small["training_per_view"]
+    fast = model(64, **{"learner.precision": "bf16", "learner.fold_batchnorm": True})
+    assert fast["activations"] < 0.8 * small["activations"]
+    assert fast["attack_per_view"] < 0.6 * small["attack_per_view"]
+
+
+def test_the_curve_is_drawn(tmp_path):
+    entry = {"milliseconds": {"step": 100.0}}
+    figure = plot_curve({16: {"exact": entry}, 8: {"exact": entry}}, tmp_path / "curve.png")
+    assert figure.stat().st_size > 1000
 
 
 def test_the_ceiling_is_a_rate():
     assert matmul_ceiling(torch.device("cpu"), torch.float32, size=128, repeats=1) > 1e6
 
 
-@pytest.mark.parametrize("module", ["astra_env", "agents.sb3_config", "astra_env.config"])
+@pytest.mark.parametrize("module", ["astra_env", "agents.sb3.config", "astra_env.config"])
 def test_light_modules_stay_light(module):
     heavy = "{'torch', 'torchvision', 'matplotlib', 'stable_baselines3', 'sklearn'}"
-    if module == "agents.sb3_config":
+    if module == "agents.sb3.config":
         heavy = "{'torchvision', 'matplotlib', 'stable_baselines3', 'sklearn'}"
     code = f"import sys, {module}; print(sorted({heavy} & set(sys.modules)))"
     output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout

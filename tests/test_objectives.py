@@ -185,9 +185,9 @@ def test_the_momentum_encoder_follows_and_is_what_gets_evaluated(tmp_path):
     learner.objective.updates = 10_000
     learner.step(ATTACK)
     expected = 0.99 * before + 0.01 * learner.target.conv1.weight
-    torch.testing.assert_close(learner.encoder.conv1.weight, expected)
+    torch.testing.assert_close(learner.final_network.conv1.weight, expected)
     torch.save(learner.state_dict(), tmp_path / "last.pt")
-    assert torch.equal(load_network(tmp_path / "last.pt").network.conv1.weight, learner.encoder.conv1.weight)
+    assert torch.equal(load_network(tmp_path / "last.pt").network.conv1.weight, learner.final_network.conv1.weight)
     trained = load_network(tmp_path / "last.pt", weights="target").network
     assert torch.equal(trained.conv1.weight, learner.target.conv1.weight)
 

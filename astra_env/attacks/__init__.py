@@ -3,7 +3,7 @@
 from astra_env.attacks.engine import AttackResult, frozen, perturb
 from astra_env.attacks.norms import get_norm
 from astra_env.attacks.objectives import Contrastive, CrossEntropy, KLDivergence, Margin, Objective
-from astra_env.attacks.pgd import contrastive_attack, contrastive_pgd, supervised_pgd
+from astra_env.attacks.pgd import contrastive_attack, contrastive_pgd, supervised_attack, supervised_pgd
 
 __all__ = [
     "AttackResult",
@@ -17,5 +17,6 @@ __all__ = [
     "frozen",
     "get_norm",
     "perturb",
+    "supervised_attack",
     "supervised_pgd",
 ]

@@ -120,13 +120,12 @@ class _Schedule:
     """Orders images by falling step count, so that the ones still moving are always the first rows."""
 
     def __init__(self, steps: Tensor) -> None:
-        counts = np.array(steps.tolist(), dtype=np.int64)
-        order = np.argsort(-counts, kind="stable")
+        counts = np.array(steps.tolist(), dtype=np.int64)  # the one wait; everything else stays on the device
         self.total = len(counts)
         self.iterations = int(counts.max(initial=0))
-        self._sorted = bool((np.diff(order) > 0).all())
-        self._order = torch.from_numpy(order).to(steps.device)
-        self._inverse = torch.from_numpy(np.argsort(order)).to(steps.device)
+        self._sorted = bool((np.diff(counts) <= 0).all())
+        self._order = torch.argsort(steps, descending=True, stable=True)
+        self._inverse = torch.argsort(self._order)
         self._moving = self.total - np.cumsum(np.bincount(counts, minlength=self.iterations + 1))
 
     def moving(self, iteration: int) -> int:

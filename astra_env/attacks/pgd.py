@@ -8,7 +8,6 @@ from torch import Tensor, nn
 from astra_env.attacks.engine import AttackResult, frozen, perturb
 from astra_env.attacks.norms import get_norm
 from astra_env.attacks.objectives import Contrastive, CrossEntropy, Objective
-from astra_env.errors import InputError
 from astra_env.strategy import AttackStrategy, check_pixel_units
 
 START_RADIUS = 8 / 255
@@ -107,7 +106,6 @@ def supervised_pgd(
     objective: Objective | None = None,
     forward: Callable[[Tensor], Tensor] | None = None,
     autocast: torch.dtype | None = None,
-    on_result: Callable[[AttackResult], None] | None = None,
 ) -> Tensor:
     """Attack a classifier's decisions (PGD, Madry et al. 2018).
 
@@ -126,7 +124,6 @@ def supervised_pgd(
         objective: what to maximise; default cross-entropy against ``labels``.
         forward: how to call the model, when not simply ``model(images)`` (a branch, say).
         autocast: run the model in this dtype.
-        on_result: called with everything the attack leaves behind, the share of images without gradient included.
 
     Returns:
         Adversarial images, like ``images``.
@@ -134,12 +131,43 @@ def supervised_pgd(
     Raises:
         InputError: for a radius in 0-255 units, a negative number of steps or an unknown norm.
     """
-    ball = get_norm(norm)
     if norm == "linf":
         check_pixel_units("epsilon", epsilon)
         check_pixel_units("step_size", step_size)
-    if steps < 0:
-        raise InputError(f"steps: expected an integer >= 0, got {steps}")
+    return supervised_attack(
+        model,
+        images,
+        labels,
+        AttackStrategy.repeated(len(images), epsilon, steps, step_size, images.device),
+        norm=norm,
+        init=init if init is not None else get_norm(norm).uniform(images, epsilon, generator),
+        objective=objective,
+        forward=forward,
+        autocast=autocast,
+    ).adversarial
+
+
+def supervised_attack(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    strategy: AttackStrategy,
+    *,
+    norm: str = "linf",
+    init: Tensor | None = None,
+    generator: torch.Generator | None = None,
+    objective: Objective | None = None,
+    forward: Callable[[Tensor], Tensor] | None = None,
+    autocast: torch.dtype | None = None,
+    final_outputs: bool = False,
+) -> AttackResult:
+    """Do what :func:`supervised_pgd` does with a budget of its own for every image; returns all the attack knows.
+
+    Args beyond those of :func:`supervised_pgd`:
+        strategy: one budget per image, on the images' device; the default start is uniform in each image's own ball.
+        final_outputs: also return the logits at the final position (one more forward per image).
+    """
+    ball = get_norm(norm)
     call = forward if forward is not None else model
 
     def run(batch: Tensor) -> Tensor:
@@ -147,16 +175,9 @@ def supervised_pgd(
             logits = call(batch)
         return logits.to(batch.dtype)
 
-    count = len(images)
-    strategy = AttackStrategy(
-        torch.full((count,), float(epsilon), device=images.device),
-        torch.full((count,), int(steps), dtype=torch.int64, device=images.device),
-        torch.full((count,), float(step_size), device=images.device),
-    )
-    delta = init if init is not None else ball.uniform(images, epsilon, generator)
+    delta = init
+    if delta is None:
+        delta = ball.uniform(images, strategy.epsilon.view(-1, 1, 1, 1).to(images.dtype), generator)
     goal = objective if objective is not None else CrossEntropy(labels)
     with frozen(model):
-        result = perturb(run, images, strategy, goal, norm=ball, delta=delta)
-    if on_result is not None:
-        on_result(result)
-    return result.adversarial
+        return perturb(run, images, strategy, goal, norm=ball, delta=delta, final_outputs=final_outputs)

@@ -1,5 +1,6 @@
 """Timing the phases of a training step on the host and on CUDA."""
 
+import copy
 import time
 from collections import defaultdict
 from collections.abc import Callable
@@ -9,7 +10,7 @@ import torch
 
 from astra_env.learner import ContrastiveLearner
 
-PHASES = ("augment", "policy", "attack", "reward", "train", "optimiser")
+PHASES = ("load", "augment", "policy", "attack", "reward", "train", "optimiser")
 
 
 class Clock:
@@ -45,6 +46,8 @@ class Clock:
 
 def attach(learner: ContrastiveLearner, clock: Clock) -> None:
     """Have the clock time each phase of this one learner's steps."""
+    learner.dataset = copy.copy(learner.dataset)
+    object.__setattr__(learner.dataset, "gather", clock.wrap("load", learner.dataset.gather))  # it is frozen
     for name, phase in (
         ("augment", "augment"),
         ("_attack", "attack"),

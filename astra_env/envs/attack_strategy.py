@@ -14,12 +14,13 @@ from astra_env.errors import Diverged, InputError
 
 
 class AttackStrategyEnv(TrainingEnv, gym.Env[np.ndarray, np.ndarray]):
-    """Choose the attack of a self-supervised adversarial training, a few minibatches at a time.
+    """Choose the attack of an adversarial training, a few minibatches at a time.
 
     ## Description
-    A network is trained by contrastive learning on clean and on adversarially attacked views of images (ASTrA, ICLR
-    2025). The agent chooses the attack: its radius epsilon, its number of PGD steps and the size of a step. A strong
-    attack teaches robustness, too strong a one teaches nothing; what is too strong changes as the network learns.
+    A network is trained on clean and on adversarially attacked views of images: by contrastive learning (ASTrA, ICLR
+    2025), or by whatever learner `learner.kind` names, such as a classifier (`supervised`; LAS-AT, CVPR 2022). The
+    agent chooses the attack: its radius epsilon, its number of PGD steps and the size of a step. A strong attack
+    teaches robustness, too strong a one teaches nothing; what is too strong changes as the network learns.
 
     ## Action space
     `MultiDiscrete([13, 12, 5])`: indices into the grids of the configuration (`strategy.epsilon`, `strategy.steps`,
@@ -57,12 +58,19 @@ class AttackStrategyEnv(TrainingEnv, gym.Env[np.ndarray, np.ndarray]):
     | 14  | last action: steps index / largest index                            | 0   | 1   |
     | 15  | last action: step size index / largest index                        | 0   | 1   |
 
+    The layout is every learner's; an entry that a learner has nothing for is 0. With `supervised`: entries 2, 3, 5 and
+    6 are the cross-entropy of clean and of attacked images / log(classes), before the update, in eval mode; 4 and 7
+    the cross-entropy of the mixed images / log(classes), where the method uses them (robust perception); 8 and 9
+    alignment and uniformity of the logits, scaled to length 1. A learner of your own shows the terms of its reports
+    named `clean_loss`, `adv_loss`, `mixed_loss`, `alignment` and `uniformity`, losses in its `loss_scales`.
+
     ## Rewards
     The mean over the chunk's minibatches (and their views) of the reward named by `learner.reward`: `astra` (the
     published one: how much the attack raises the contrastive loss, (NT-Xent(adv) - NT-Xent(clean)) / 3), `per_view`
     (the same, by view), `vs_fixed` (over what a fixed attack reaches on the same views and network), `cost_aware`
     (minus a price per PGD step), `constant` (the control) or `module:attribute`. It is measured before the update. The
-    step in which training diverges is rewarded with `env.divergence_penalty` instead.
+    step in which training diverges is rewarded with `env.divergence_penalty` instead. Other learners have rewards of
+    their own; `supervised`: `adv_loss_gain`, `look_ahead` (LAS-AT's), `constant` or `module:attribute`.
 
     ## Starting state
     `reset(seed=s)` builds a fresh network and training from seed `s`; the first `reset()` without a seed does so from
@@ -79,15 +87,16 @@ class AttackStrategyEnv(TrainingEnv, gym.Env[np.ndarray, np.ndarray]):
     ## Information
     `step()` returns the chunk's means of loss, its parts, gradient norm, reward, what the reward is made of
     (`reward_clean_loss`, `reward_adv_loss` and, for `vs_fixed`, `reward_reference_loss`: NT-Xent before the update, in
-    eval mode) and attack (`mean_epsilon`, `mean_steps`, `mean_step_size`), the minibatches trained so far (`step`) and
-    in this chunk (`chunk_steps`).
+    eval mode; of other learners whatever their reports hold) and attack (`mean_epsilon`, `mean_steps`,
+    `mean_step_size`), the minibatches trained so far (`step`) and in this chunk (`chunk_steps`).
 
     ## Arguments
     ```python
     gym.make("astra_env/AttackStrategy-v0", config="tiny", overrides={"env.chunk_steps": 5}, render_mode="ansi")
     ```
 
-    * `config`: preset (`quickstart`, the default, needs no download; `tiny`, `cifar10`, ...), YAML path or mapping.
+    * `config`: preset (`quickstart`, the default, and `supervised_quickstart` need no download; `cifar10`, ...), YAML
+      path or mapping.
     * `overrides`: values by dotted key.
     * `render_mode`: `ansi` (one line per step) or `rgb_array` (figure of the training so far).
 
@@ -164,7 +173,7 @@ class AttackStrategyEnv(TrainingEnv, gym.Env[np.ndarray, np.ndarray]):
         info |= {"step": self.learner.step_count, "chunk_steps": len(history)}
         reward = info.get("reward", 0.0)
         if history:
-            self._summary.update(info, action)
+            self._summary.update(info, action, self.learner.loss_scales)
             self._recorder.record(self.learner.total_steps, info, action[None])
         if error is not None:
             self.over = self.diverged = True
@@ -173,8 +182,7 @@ class AttackStrategyEnv(TrainingEnv, gym.Env[np.ndarray, np.ndarray]):
         return self.observation(), float(reward), self.over, False, info
 
     def _fresh_summary(self) -> TrainingSummary:
-        learner = self.config.learner
-        return TrainingSummary(2 * learner.batch_size, self.space.sizes, learner.learning_rate)
+        return TrainingSummary(self.space.sizes, self.config.learner.learning_rate)
 
     def _episode_state(self) -> dict[str, Any]:
         return self._summary.state_dict()

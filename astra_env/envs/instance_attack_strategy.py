@@ -11,18 +11,21 @@ from gymnasium.vector.utils import batch_space
 from astra_env.envs.rendering import RENDER_MODES, Recorder
 from astra_env.envs.training import TrainingEnv
 from astra_env.errors import ConfigError, Diverged, InputError
+from astra_env.learners import learner_class
 
 AUTORESET_MODES = {"same_step": AutoresetMode.SAME_STEP, "next_step": AutoresetMode.NEXT_STEP}
 
 
 class InstanceAttackStrategyVectorEnv(TrainingEnv, VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
-    """Choose the attack of every single view of a self-supervised adversarial training.
+    """Choose the attack of every single view of an adversarial training.
 
     ## Description
-    The world of ASTrA's strategy network (ICLR 2025). A minibatch of B images gives 2B augmented views, rows 2k and
-    2k+1 being the two views of image k. Each view is a sub-environment: the agent sees it and chooses the attack on it.
-    One `step` trains the network on the minibatch under these attacks; the next observation is the next minibatch. All
-    sub-environments share one network, so they begin and end together.
+    The world of ASTrA's strategy network (ICLR 2025), and with `learner.kind: supervised` that of LAS-AT's (CVPR 2022).
+    A minibatch of B images gives 2B augmented views in contrastive training, rows 2k and 2k+1 being the two views of
+    image k, and B views in supervised training (2B with `consistency`: all first views, then all second ones). Each
+    view is a sub-environment: the agent sees it and chooses the attack on it. One `step` trains the network on the
+    minibatch under these attacks; the next observation is the next minibatch. All sub-environments share one network,
+    so they begin and end together.
 
     ## Action space
     `MultiDiscrete([13, 12, 5])` per view (batched: int64 `(num_envs, 3)`): indices into the grids `strategy.epsilon`,
@@ -36,8 +39,9 @@ class InstanceAttackStrategyVectorEnv(TrainingEnv, VectorEnv[np.ndarray, np.ndar
     ## Rewards
     float64 `(num_envs,)`. `learner.reward` decides: `astra` (as published) gives every view the same reward,
     (NT-Xent(adv) - NT-Xent(clean)) / 3 of the whole minibatch; `per_view` gives each view its own share of that;
-    `vs_fixed`, `cost_aware`, `constant` and `module:attribute` as in `AttackStrategyEnv`. `shared_reward` tells whether
-    the last one was shared. When training diverges every view gets `env.divergence_penalty`.
+    `vs_fixed`, `cost_aware`, `constant` and `module:attribute` as in `AttackStrategyEnv`. Supervised: `adv_loss_gain`
+    gives each image its own, `look_ahead` all the same (or with `credit: per_view` its own). `shared_reward` tells
+    whether the last one was shared. When training diverges every view gets `env.divergence_penalty`.
 
     ## Starting state
     As in `AttackStrategyEnv`: a seeded or the first `reset` builds a fresh training, a bare `reset()` follows
@@ -60,8 +64,9 @@ class InstanceAttackStrategyVectorEnv(TrainingEnv, VectorEnv[np.ndarray, np.ndar
                  config="tiny")
     ```
 
-    * `num_envs`: views per minibatch, even and at least 4; it sets `learner.batch_size` to half of it. Default: twice
-      the configuration's `learner.batch_size` (only when the class is built directly: `make_vec` always gives one).
+    * `num_envs`: views per minibatch; it sets `learner.batch_size`. Contrastive: even and at least 4, twice the images;
+      supervised: at least 2. Default: what the configuration's `learner.batch_size` gives (only when the class is built
+      directly: `make_vec` always gives one).
     * `config`, `overrides`: as in `AttackStrategyEnv`.
     * `render_mode`: `ansi` or `rgb_array`; `render()` returns the same line or figure for every sub-environment.
     * `autoreset_mode`: `same_step` or `next_step` (or an `AutoresetMode`); default `env.autoreset_mode`.
@@ -89,9 +94,10 @@ class InstanceAttackStrategyVectorEnv(TrainingEnv, VectorEnv[np.ndarray, np.ndar
         max_episode_steps: int | None = None,
     ) -> None:
         super().__init__(config, overrides)
+        per_image = learner_class(self.config.learner.kind).views_per_image(self.config)
         if num_envs is not None:
-            self.config.learner.batch_size = _images(num_envs)
-        self.num_envs = 2 * self.config.learner.batch_size
+            self.config.learner.batch_size = _images(num_envs, per_image)
+        self.num_envs = per_image * self.config.learner.batch_size
         self.render_mode = render_mode
         self.autoreset_mode = _autoreset_mode(autoreset_mode or self.config.env.autoreset_mode)
         self.metadata = {**self.metadata, "autoreset_mode": self.autoreset_mode}  # type: ignore[misc]
@@ -207,11 +213,14 @@ def single_environment(**arguments: Any) -> NoReturn:
     )
 
 
-def _images(num_envs: int) -> int:
-    """Return the images per minibatch that give ``num_envs`` views."""
-    if isinstance(num_envs, bool) or int(num_envs) != num_envs or num_envs < 4 or num_envs % 2:
-        raise ConfigError(f"num_envs: expected an even integer >= 4 (two views of each image), got {num_envs}")
-    return int(num_envs) // 2
+def _images(num_envs: int, per_image: int) -> int:
+    """Return the images per minibatch, at least 2, that give ``num_envs`` views."""
+    least = 2 * per_image
+    if isinstance(num_envs, bool) or int(num_envs) != num_envs or num_envs < least or num_envs % per_image:
+        kinds = {1: f"an integer >= {least}", 2: f"an even integer >= {least} (two views of each image)"}
+        expected = kinds.get(per_image, f"a multiple of {per_image}, the views of an image, >= {least}")
+        raise ConfigError(f"num_envs: expected {expected}, got {num_envs}")
+    return int(num_envs) // per_image
 
 
 def _autoreset_mode(mode: str | AutoresetMode) -> AutoresetMode:

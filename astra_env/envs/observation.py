@@ -40,19 +40,13 @@ class TrainingSummary:
     """Keeps the observation vector up to date.
 
     Args:
-        views: views per minibatch; losses are divided by what NT-Xent gives for features that carry no information.
         grid_sizes: lengths of the grids of epsilon, steps and step size.
         peak_learning_rate: the learning rate that counts as 1.
     """
 
-    def __init__(self, views: int, grid_sizes: Sequence[int], peak_learning_rate: float) -> None:
+    def __init__(self, grid_sizes: Sequence[int], peak_learning_rate: float) -> None:
         self.grid_sizes = grid_sizes
         self.peak_learning_rate = peak_learning_rate
-        self.loss_scales = {
-            "clean_loss": math.log(views - 1),
-            "adv_loss": math.log(views - 1),
-            "mixed_loss": math.log(2 * views - 1),
-        }
         self.smoothed: dict[str, float] = {}
         self.values = dict.fromkeys(BOUNDS, 0.0)
 
@@ -63,11 +57,15 @@ class TrainingSummary:
             before = self.smoothed.get(name, value)
             self.smoothed[name] = SMOOTHING * before + (1 - SMOOTHING) * value
 
-    def update(self, scalars: Mapping[str, float], action: np.ndarray) -> None:
-        """Show what a chunk brought: the means of its scalars and the action (3,) it was trained under."""
+    def update(self, scalars: Mapping[str, float], action: np.ndarray, loss_scales: Mapping[str, float]) -> None:
+        """Show what a chunk brought: the means of its scalars and the action (3,) it was trained under.
+
+        Losses are shown in the unit ``loss_scales``: what each is for outputs that carry no information.
+        """
         for name in LOSSES:
-            self.values[name] = scalars.get(name, 0.0) / self.loss_scales[name]
-            self.values[f"{name}_smoothed"] = self.smoothed[name] / self.loss_scales[name]
+            scale = loss_scales.get(name, 1.0)
+            self.values[name] = scalars.get(name, 0.0) / scale
+            self.values[f"{name}_smoothed"] = self.smoothed[name] / scale
         self.values["alignment"] = scalars.get("alignment", 0.0)
         self.values["uniformity"] = scalars.get("uniformity", 0.0)
         self.values["gradient_norm"] = math.log1p(max(0.0, scalars["grad_norm"]))

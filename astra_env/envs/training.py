@@ -12,9 +12,9 @@ from gymnasium.error import ResetNeeded
 from astra_env.checkpoint import load_checkpoint, save_checkpoint
 from astra_env.config import ExperimentConfig
 from astra_env.configuration import load_config
-from astra_env.devices import resolve_device
 from astra_env.errors import CheckpointError, Diverged, InputError
-from astra_env.learner import ContrastiveLearner, load_training_images
+from astra_env.learners import learner_class, make_learner, training_images
+from astra_env.protocols import Learner
 from astra_env.report import StepReport
 from astra_env.strategy import AttackStrategy, StrategySpace
 
@@ -45,14 +45,14 @@ class TrainingEnv:
         self.config: ExperimentConfig = load_config(ExperimentConfig, config, overrides)
         strategy = self.config.strategy
         self.space = StrategySpace(strategy.epsilon, strategy.steps, strategy.step_size)
-        self.dataset = load_training_images(self.config.data, resolve_device(self.config.device))
+        self.dataset = training_images(self.config)
         self.over = True
         self.diverged = False
         self._seed = self.config.seed
-        self._learner: ContrastiveLearner | None = None
+        self._learner: Learner | None = None
 
     @property
-    def learner(self) -> ContrastiveLearner:
+    def learner(self) -> Learner:
         """The learner of the present episode; building it is the first thing that needs the network's memory."""
         if self._learner is None:
             self._build(self._seed)
@@ -62,12 +62,12 @@ class TrainingEnv:
     @property
     def image_size(self) -> int:
         """Side of the views in pixels."""
-        return self.config.views.size or self.dataset.images.shape[-1]
+        return learner_class(self.config.learner.kind).view_size(self.config, self.dataset)
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything the rest of the episode and later ones depend on: tensors and plain values, copied.
 
-        The target network's weights lie under ``"target"``, where the evaluation tools look for them.
+        The network's weights lie under ``"target"``, where the evaluation tools look for them.
         """
         learner = copy.deepcopy(self.learner.state_dict())
         return {
@@ -144,7 +144,7 @@ class TrainingEnv:
         self._seed = seed
         config = copy.copy(self.config)
         config.seed = seed
-        self._learner = ContrastiveLearner(config, self.dataset)
+        self._learner = make_learner(config, self.dataset)
 
     def _require_running(self) -> None:
         """Raise ResetNeeded when no episode has begun or the last one is over."""

@@ -12,8 +12,9 @@ if TYPE_CHECKING:
     from astra_env.evaluation.classifier import EncoderClassifier
     from astra_env.evaluation.corruption import CorruptionResult, corruption_accuracy
     from astra_env.evaluation.curves import Curve, noise_curve, path_curve, radius_curve
+    from astra_env.evaluation.final import probe_learner
     from astra_env.evaluation.finetuning import finetune
-    from astra_env.evaluation.linear import ProbeResult, TrainingAttack, linear_probe, probe
+    from astra_env.evaluation.linear import ProbeResult, TrainingAttack, linear_probe, measure_classifier, probe
     from astra_env.evaluation.robustness import clean_accuracy, robust_accuracy
 
 __all__ = [
@@ -29,9 +30,11 @@ __all__ = [
     "corruption_accuracy",
     "finetune",
     "linear_probe",
+    "measure_classifier",
     "noise_curve",
     "path_curve",
     "probe",
+    "probe_learner",
     "radius_curve",
     "robust_accuracy",
 ]
@@ -49,9 +52,11 @@ _HOMES = {
     "corruption_accuracy": "corruption",
     "finetune": "finetuning",
     "linear_probe": "linear",
+    "measure_classifier": "linear",
     "noise_curve": "curves",
     "path_curve": "curves",
     "probe": "linear",
+    "probe_learner": "final",
     "radius_curve": "curves",
     "robust_accuracy": "robustness",
 }

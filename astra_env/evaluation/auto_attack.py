@@ -5,7 +5,6 @@ file cannot be read back, it reseeds torch's global generators, clears ``sys.set
 traced calls, and only logs its warnings.
 """
 
-import hashlib
 import logging
 import sys
 import time
@@ -25,6 +24,7 @@ from astra_env.errors import CheckpointError, InputError
 from astra_env.evaluation.accuracy import Accuracy
 from astra_env.evaluation.batches import device_of
 from astra_env.evaluation.classifier import require_finite
+from astra_env.evaluation.parts import fingerprint
 
 STANDARD = ("apgd-ce", "apgd-t", "fab-t", "square")
 QUICK = ("apgd-ce", "apgd-t")
@@ -97,8 +97,8 @@ def autoattack(
     device = device_of(model)
     with frozen(model), _isolated(device) as warnings:
         adversary = _adversary(model, epsilon, norm, seed, device, images[:1])
-        fingerprint = _fingerprint(model, images, labels, epsilon, norm, version, batch_size, seed)
-        state = _State.restore(state_path, fingerprint, images)
+        owner = fingerprint(model, images, labels, epsilon, norm, version, batch_size, seed)
+        state = _State.restore(state_path, owner, images)
         if state.robust is None:
             state.robust = _right(model, images, labels, batch_size, device)
             state.counts["clean"] = int(state.robust.sum())
@@ -225,15 +225,6 @@ def _check_images(images: Tensor, labels: Tensor) -> None:
     low, high = float(images.min()), float(images.max())
     if not (low >= 0 and high <= 1):
         raise InputError(f"images: expected values in [0, 1], got {low:.3g} to {high:.3g}; divide uint8 images by 255")
-
-
-def _fingerprint(model: nn.Module, images: Tensor, labels: Tensor, *settings: Any) -> str:
-    """Return a digest of everything the result depends on."""
-    digest = hashlib.sha256(repr(settings).encode())
-    for name, tensor in [*model.state_dict().items(), ("images", images), ("labels", labels)]:
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 class _Warnings(logging.Handler):

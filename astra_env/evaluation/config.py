@@ -73,6 +73,8 @@ class AttackConfig:
     """Random starts of pgd and cw."""
     batch_size: int = 250
     """Images attacked at once; AutoAttack's random starts depend on it."""
+    precision: str = "fp32"
+    """fp32, or bf16: pgd and cw look for adversarial images in bfloat16 (labelled so), judged in float32."""
 
 
 @dataclass
@@ -104,6 +106,7 @@ class EvaluationConfig:
         _among("attacks", self.attacks, ATTACKS)
         _among("curves", self.curves, CURVES)
         _among("network.branch", [self.network.branch], ("auto", "adv", "clean"))
+        _among("attack.precision", [self.attack.precision], ("fp32", "bf16"))
         _among("attack.norm", [self.attack.norm], ("linf", "l2"))
         _inside("label_fraction", self.label_fraction, 0, 1)
         _inside("data.validation_fraction", self.data.validation_fraction, 0, 0.5)

@@ -1,6 +1,7 @@
 """Corruption robustness: the ``.npy`` files of CIFAR-10-C and CIFAR-100-C (Hendrycks & Dietterich 2019)."""
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from astra_env.data import ImageDataset
 from astra_env.errors import DataError
 from astra_env.evaluation.accuracy import Accuracy
 from astra_env.evaluation.batches import take
+from astra_env.evaluation.parts import Remember, at_once
 from astra_env.evaluation.robustness import clean_accuracy
 
 STANDARD = (
@@ -76,6 +78,7 @@ def corruption_accuracy(
     *,
     batch_size: int = 256,
     max_images: int | None = None,
+    remember: Remember = at_once,
     progress: bool = False,
 ) -> CorruptionResult:
     """Return the model's accuracy on every corruption at every severity.
@@ -86,6 +89,7 @@ def corruption_accuracy(
         classes: names of the labels.
         batch_size: images per forward pass.
         max_images: draw this many images of every severity; default all.
+        remember: keeps what was measured before an interruption.
         progress: show a progress bar.
 
     Raises:
@@ -96,17 +100,30 @@ def corruption_accuracy(
     rows = {}
     for name in tqdm(names, "corruptions", unit="corruption", disable=not progress):
         parts = _severities(read_corruption(folder, name, classes))
-        rows[name] = tuple(clean_accuracy(model, take(part, max_images), batch_size=batch_size) for part in parts)
+        rows[name] = tuple(
+            remember(
+                f"{name} {severity}", partial(clean_accuracy, model, take(part, max_images), batch_size=batch_size)
+            )
+            for severity, part in enumerate(parts, start=1)
+        )
     standard = {name: rows[name] for name in STANDARD}
     return CorruptionResult(standard, {name: row for name, row in rows.items() if name not in standard})
 
 
-def check_folder(folder: str | Path) -> list[str]:
-    """Return the corruptions in a folder after a look at all their files; raises DataError naming a bad one."""
+def check_folder(folder: str | Path, size: tuple[int, ...] | None = None) -> list[str]:
+    """Return the corruptions in a folder after a look at all their files.
+
+    Raises DataError naming a bad file, or one whose images are not of ``size`` (height, width) in pixels.
+    """
     folder = Path(folder)
     names = [*STANDARD, *(name for name in EXTRA if (folder / f"{name}.npy").is_file())]
     for name in names:
-        _check(folder, name)
+        images, _ = _check(folder, name)
+        if size is not None and images.shape[1:3] != tuple(size):
+            raise DataError(
+                f"{folder / name}.npy: expected images of {size[0]}x{size[1]} pixels like the test images, got "
+                f"{images.shape[1]}x{images.shape[2]}; measure corruptions with --data.image_size {images.shape[1]}"
+            )
     return names
 
 

@@ -1,7 +1,8 @@
 """Accuracy as a curve: against the attack's radius, against random noise of that radius, along the attack's path."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,9 +13,15 @@ from astra_env.attacks import frozen, get_norm
 from astra_env.data import ImageDataset
 from astra_env.evaluation.accuracy import Accuracy
 from astra_env.evaluation.batches import device_of, ordered_batches, require_labels, take
+from astra_env.evaluation.parts import Remember, at_once
 from astra_env.evaluation.robustness import accuracy_under, is_right, pgd_attack, robust_accuracy
 
-RADII = tuple(step / 255 for step in range(0, 17, 2))
+RADII = {
+    "linf": tuple(step / 255 for step in range(0, 17, 2)),
+    "l2": tuple(step / 255 for step in range(0, 257, 32)),
+}
+"""Radii of the curves, in [0, 1] pixel units: up to twice the papers' radius in either norm."""
+
 FRACTIONS = tuple(step / 10 for step in range(11))
 
 
@@ -45,17 +52,22 @@ def radius_curve(
     model: nn.Module,
     dataset: ImageDataset,
     *,
-    radii: Sequence[float] = RADII,
+    radii: Sequence[float] | None = None,
     steps: int = 20,
     norm: str = "linf",
     seed: int = 0,
     batch_size: int = 256,
     max_images: int | None = None,
+    remember: Remember = at_once,
     progress: bool = False,
 ) -> Curve:
-    """Return the accuracy under PGD at every radius, with steps of ``2.5 * radius / steps``: long enough for each."""
-    accuracies = [
-        robust_accuracy(
+    """Return the accuracy under PGD at every radius, with steps of ``2.5 * radius / steps``: long enough for each.
+
+    ``radii``: default :data:`RADII` of the norm. ``remember`` keeps what was measured before an interruption.
+    """
+
+    def at(radius: float) -> Accuracy:
+        return robust_accuracy(
             model,
             dataset,
             epsilon=radius,
@@ -65,32 +77,33 @@ def radius_curve(
             batch_size=batch_size,
             max_images=max_images,
         )
-        for radius in tqdm(radii, "accuracy by radius", unit="radius", disable=not progress)
-    ]
-    return Curve("epsilon", tuple(radii), tuple(accuracies))
+
+    return _by_radius(norm, radii, at, remember, "accuracy by radius", progress)
 
 
 def noise_curve(
     model: nn.Module,
     dataset: ImageDataset,
     *,
-    radii: Sequence[float] = RADII,
+    radii: Sequence[float] | None = None,
     norm: str = "linf",
     seed: int = 0,
     batch_size: int = 256,
     max_images: int | None = None,
+    remember: Remember = at_once,
     progress: bool = False,
 ) -> Curve:
     """Return the accuracy under random noise on the sphere of every radius: what a blind attack of that size does.
 
     l-inf: every pixel moves by +-radius; l2: a uniformly random direction of length radius. Clipped to the image box.
-    Every radius sees the same directions.
+    Every radius sees the same directions. ``radii``, ``remember``: as in :func:`radius_curve`.
     """
-    accuracies = []
-    for radius in tqdm(radii, "accuracy by noise", unit="radius", disable=not progress):
+
+    def at(radius: float) -> Accuracy:
         noise = _Noise(radius, norm, seed)
-        accuracies.append(accuracy_under(model, dataset, noise, batch_size=batch_size, max_images=max_images))
-    return Curve("epsilon", tuple(radii), tuple(accuracies))
+        return accuracy_under(model, dataset, noise, batch_size=batch_size, max_images=max_images)
+
+    return _by_radius(norm, radii, at, remember, "accuracy by noise", progress)
 
 
 def path_curve(
@@ -119,6 +132,23 @@ def path_curve(
                 correct[index] += is_right(model, images + fraction * way, labels, len(part.classes)).sum()
     accuracies = tuple(Accuracy(int(count), len(part)) for count in correct)
     return Curve("fraction", tuple(fractions), accuracies)
+
+
+def _by_radius(
+    norm: str,
+    radii: Sequence[float] | None,
+    at: Callable[[float], Accuracy],
+    remember: Remember,
+    title: str,
+    progress: bool,
+) -> Curve:
+    get_norm(norm)  # raises for an unknown one before the table is asked
+    places = tuple(RADII[norm] if radii is None else radii)
+    accuracies = [
+        remember(f"{radius:.17g}", partial(at, radius))
+        for radius in tqdm(places, title, unit="radius", disable=not progress)
+    ]
+    return Curve("epsilon", places, tuple(accuracies))
 
 
 class _Noise:

@@ -3,20 +3,18 @@
 from collections.abc import Sequence
 from copy import deepcopy
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from astra_env.attacks import KLDivergence, frozen, supervised_pgd
-from astra_env.checkpoint import load_checkpoint, save_checkpoint
 from astra_env.data import ImageDataset
-from astra_env.errors import CheckpointError, Diverged, InputError
+from astra_env.errors import Diverged, InputError
 from astra_env.evaluation.batches import device_of, require_alike, require_labels, shuffled_batches
 from astra_env.evaluation.classifier import EncoderClassifier
 from astra_env.evaluation.linear import MOMENTUM, TrainingAttack
+from astra_env.evaluation.training_state import TrainingState, step_bar
 
 DECAY_POINTS = (0.6, 0.8)
 """Fractions of the epochs after which the learning rate falls tenfold: 15 and 20 of 25."""
@@ -89,21 +87,23 @@ def finetune(
     schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones)
     generator = torch.Generator().manual_seed(seed)
     settings = {"epochs": epochs, "learning_rate": learning_rate, "batch_size": batch_size, "beta": beta, "seed": seed}
-    state = _State(state_path, settings, classifier, optimizer, schedule, generator)
+    state = TrainingState(state_path, settings, classifier, optimizer, schedule, generator)
     budget = attack or TrainingAttack()
     first = state.restore()
-    for epoch in tqdm(range(first, epochs), "fine-tuning", epochs, unit="epoch", initial=first, disable=not progress):
-        for images, labels in shuffled_batches(train, batch_size, place, generator, augment=augment):
-            adversarial = trades_attack(classifier, images, labels, budget, generator)
-            classifier.train()
-            loss = trades_two_branches(classifier, images, adversarial, labels, beta)
-            if not bool(torch.isfinite(loss)):
-                raise Diverged(f"fine-tuning: the loss is {float(loss)} in epoch {epoch}; lower the learning rate")
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-        schedule.step()
-        state.save(epoch + 1)
+    with step_bar("fine-tuning", epochs, len(train), batch_size, first=first, progress=progress) as bar:
+        for epoch in range(first, epochs):
+            for images, labels in shuffled_batches(train, batch_size, place, generator, augment=augment):
+                adversarial = trades_attack(classifier, images, labels, budget, generator)
+                classifier.train()
+                loss = trades_two_branches(classifier, images, adversarial, labels, beta)
+                if not bool(torch.isfinite(loss)):
+                    raise Diverged(f"fine-tuning: the loss is {float(loss)} in epoch {epoch}; lower the learning rate")
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                bar.update()
+            schedule.step()
+            state.save(epoch + 1)
     return classifier.eval()
 
 
@@ -142,48 +142,3 @@ def trades_attack(
         objective=KLDivergence(clean_logits),
         forward=lambda batch: classifier(batch, "adv"),
     )
-
-
-class _State:
-    """The training's state after whole epochs, in a file when there is a path for it."""
-
-    def __init__(self, path: str | Path | None, settings: dict[str, Any], classifier: nn.Module, *parts: Any) -> None:
-        self._path = None if path is None else Path(path)
-        self._settings = settings
-        self._classifier = classifier
-        self._optimizer, self._schedule, self._generator = parts
-
-    def restore(self) -> int:
-        """Load the file when it is there; returns the number of epochs done."""
-        if self._path is None or not self._path.exists():
-            return 0
-        state = load_checkpoint(self._path)
-        if state.get("settings") != self._settings:
-            raise CheckpointError(
-                f"{self._path}: belongs to a fine-tuning with other settings ({state.get('settings')}); delete it or "
-                "choose another --out"
-            )
-        self._classifier.load_state_dict(state["classifier"])
-        self._optimizer.load_state_dict(state["optimizer"])
-        self._schedule.load_state_dict(state["schedule"])
-        self._generator.set_state(state["generator"])
-        return int(state["epoch"])
-
-    def save(self, epoch: int) -> None:
-        if self._path is None:
-            return
-        save_checkpoint(
-            self._path,
-            {
-                "settings": self._settings,
-                "epoch": epoch,
-                "classifier": self._classifier.state_dict(),
-                "optimizer": self._optimizer.state_dict(),
-                "schedule": {
-                    "last_epoch": self._schedule.last_epoch,
-                    "_last_lr": self._schedule.get_last_lr(),
-                    "_step_count": self._schedule._step_count,
-                },
-                "generator": self._generator.get_state(),
-            },
-        )

@@ -95,14 +95,16 @@ def classifier_for(
     description: dict[str, Any] = {**wanted, "learning_rate": rates[0]}
     if len(rates) > 1:
         rest, held_out = split_validation(part, round(config.data.validation_fraction * len(part)), config.seed)
-        scores = {rate: clean_accuracy(fit(rate, rest, None), held_out) for rate in rates}
+        states = {rate: file.with_suffix(f".{rate:g}.training.pt") for rate in rates}
+        scores = {rate: clean_accuracy(fit(rate, rest, states[rate]), held_out) for rate in rates}
         description["learning_rate"] = max(scores, key=lambda rate: scores[rate].correct)
         description["validation"] = {str(rate): score.as_dict() for rate, score in scores.items()}
     state = file.with_suffix(".training.pt")
     classifier = fit(description["learning_rate"], part, state)
     folder.mkdir(parents=True, exist_ok=True)
     save_checkpoint(file, {"classifier": classifier.state_dict(), "description": description})
-    state.unlink(missing_ok=True)
+    for left in folder.glob(f"{file.stem}.*training.pt"):
+        left.unlink()
     return Trained(classifier, description)
 
 
@@ -126,10 +128,11 @@ def _fit(
         "augment": head.augment,
         "seed": config.seed,
         "device": device,
+        "state_path": state,
         "progress": progress,
     }
     if protocol == "aff":
-        return finetune(network, train, test, batch_size=head.batch_size or 128, state_path=state, **common)
+        return finetune(network, train, test, batch_size=head.batch_size or 128, **common)
     return linear_probe(
         network,
         train,

@@ -2,11 +2,11 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from astra_env.attacks import frozen, supervised_pgd
 from astra_env.data import ImageDataset
@@ -21,6 +21,7 @@ from astra_env.evaluation.batches import (
 )
 from astra_env.evaluation.classifier import EncoderClassifier, require_finite
 from astra_env.evaluation.robustness import clean_accuracy, robust_accuracy
+from astra_env.evaluation.training_state import TrainingState, step_bar
 
 MOMENTUM = 0.9
 DECAY_POINTS = (0.4, 0.8)
@@ -67,6 +68,7 @@ def linear_probe(
     decay_points: Sequence[float] = DECAY_POINTS,
     seed: int = 0,
     device: torch.device | str | None = None,
+    state_path: str | Path | None = None,
     progress: bool = False,
 ) -> EncoderClassifier:
     """Train a zero-initialised linear head on one branch of a frozen encoder (SLF; with ``adversarial``, ALF).
@@ -90,6 +92,8 @@ def linear_probe(
         decay_points: fractions of the epochs after which the learning rate falls tenfold.
         seed: of order, augmentation and attack.
         device: where to compute; default where the encoder is.
+        state_path: checkpoint of the head written after every epoch over the images; training continues from it when
+            it is there. Training on features extracted once is over too soon to need it.
         progress: show a progress bar.
 
     Returns:
@@ -97,6 +101,7 @@ def linear_probe(
 
     Raises:
         InputError: for an encoder that gives no finite features, data that does not fit, or numbers out of range.
+        CheckpointError: when ``state_path`` holds another training.
     """
     require_labels(train)
     if test is not None:
@@ -113,17 +118,32 @@ def linear_probe(
     cached = None
     if not augment and budget is None:
         cached = extract_features(classifier, train, batch_size=batch_size, progress=progress)
-    for _ in tqdm(range(epochs), desc="linear probe", unit="epoch", disable=not progress):
-        if cached is not None:
-            batches = _cached_batches(*cached, batch_size, generator)
-        else:
-            batches = _streamed_batches(classifier, train, batch_size, generator, augment, budget)
-        for features, labels in batches:
-            loss = F.cross_entropy(classifier.head(features), labels)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-        schedule.step()
+    settings = {
+        "epochs": epochs,
+        "learning_rate": learning_rate,
+        "batch_size": batch_size,
+        "seed": seed,
+        "branch": branch,
+        "adversarial": adversarial,
+        "augment": augment,
+    }
+    path = state_path if cached is None else None
+    state = TrainingState(path, settings, classifier.head, optimizer, schedule, generator)
+    first = state.restore()
+    with step_bar("linear probe", epochs, len(train), batch_size, first=first, progress=progress) as bar:
+        for epoch in range(first, epochs):
+            if cached is not None:
+                batches = _cached_batches(*cached, batch_size, generator)
+            else:
+                batches = _streamed_batches(classifier, train, batch_size, generator, augment, budget)
+            for features, labels in batches:
+                loss = F.cross_entropy(classifier.head(features), labels)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                bar.update()
+            schedule.step()
+            state.save(epoch + 1)
     return classifier.eval()
 
 
@@ -175,6 +195,31 @@ def probe(
         device=device,
         progress=progress,
     )
+    return measure_classifier(
+        classifier,
+        test,
+        epsilons=epsilons,
+        steps=steps,
+        step_size=step_size,
+        max_test_images=max_test_images,
+        seed=seed,
+        progress=progress,
+    )
+
+
+def measure_classifier(
+    classifier: nn.Module,
+    test: ImageDataset,
+    *,
+    epsilons: tuple[float, ...] = (8 / 255,),
+    steps: int = 20,
+    step_size: float | None = None,
+    norm: str = "linf",
+    max_test_images: int | None = None,
+    seed: int = 0,
+    progress: bool = False,
+) -> ProbeResult:
+    """Return what a probe says of an encoder about a network that classifies already; arguments as in the parts."""
     robust = {
         epsilon: robust_accuracy(
             classifier,
@@ -182,6 +227,7 @@ def probe(
             epsilon=epsilon,
             steps=steps,
             step_size=step_size,
+            norm=norm,
             seed=seed,
             max_images=max_test_images,
             progress=progress,

@@ -23,8 +23,12 @@ from astra_env.models.preact_resnet import preact_resnet18
 from astra_env.models.resnet import BasicBlock, Bottleneck, ResNet
 from astra_env.models.wide_resnet import wide_resnet_channels
 from astra_env.safe_yaml import read_yaml
+from astra_env.state_checks import UNFIT, one_line
 
 PLACEHOLDER: ChannelStatistics = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+WIDE_LAYER = r"block1\.layer\.(\d+)\."
+SPARE_VALUES = 10_000_000
+"""How many values more than a checkpoint its network may have: projection heads may be absent."""
 NORMALIZATIONS: dict[str, ChannelStatistics | None] = {
     "none": None,
     "imagenet": (IMAGENET_MEAN, IMAGENET_STD),
@@ -119,25 +123,55 @@ def network_for(
     ``normalize``: (mean, std) or None; statistics in the state come first. ``auto``: use ImageNet's where that is what
     the network's authors do and nothing is given.
     """
-    names = set(state)
-    statistics = PLACEHOLDER if "normalize.mean" in names else normalize
-    if any(".bn_list." in name or name.startswith("bn_list.") for name in names):
-        return _target(state, (IMAGENET_MEAN, IMAGENET_STD) if auto and statistics is None else statistics)
-    if "patch.weight" in names and "last_norm.weight" in names:
-        return _transformer(state, (IMAGENET_MEAN, IMAGENET_STD) if auto and statistics is None else statistics)
+    statistics = PLACEHOLDER if "normalize.mean" in state else normalize
+    if _is_target(state) and auto and statistics is None:
+        statistics = (IMAGENET_MEAN, IMAGENET_STD)
+    try:
+        with torch.device("meta"):
+            sketch = _build(state, file, statistics)
+        if _count(sketch.state_dict()) > _count(state) + SPARE_VALUES:
+            raise CheckpointError(f"{file}: the shapes of its tensors do not belong to one network; is it complete?")
+        network = _build(state, file, statistics)
+    except (*UNFIT, ArithmeticError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(f"{file}: its tensors fit no known network ({one_line(error)})") from error
+    if not _is_target(state):
+        return load_official(network, state, allow_missing=() if _has_head(state) else ("linear.",))
+    whole = "fc.fc1.weight" in state and "fc.fc3.weight" in state
+    body = {name: tensor for name, tensor in state.items() if whole or not name.startswith("fc.")}
+    return load_official(network, body, allow_missing=("fc.",))
+
+
+def _is_target(state: Mapping[str, Tensor]) -> bool:
+    return _is_transformer(state) or any(".bn_list." in name or name.startswith("bn_list.") for name in state)
+
+
+def _is_transformer(state: Mapping[str, Tensor]) -> bool:
+    return "patch.weight" in state and "last_norm.weight" in state
+
+
+def _count(tensors: Mapping[str, Tensor]) -> int:
+    return sum(tensor.numel() for tensor in tensors.values())
+
+
+def _build(state: Mapping[str, Tensor], file: Path, statistics: ChannelStatistics | None) -> nn.Module:
+    """Build a network of the sizes that the tensors have."""
+    if _is_transformer(state):
+        return _transformer(state, statistics)
+    if _is_target(state):
+        return _target(state, statistics)
     classes = _classes(state)
-    if "block1.layer.0.conv1.weight" in names:
-        count = 1 + max(int(m[1]) for name in names if (m := re.match(r"block1\.layer\.(\d+)\.", name)))
+    if "block1.layer.0.conv1.weight" in state:
+        count = _bounded(state, 1 + max(int(m[1]) for name in state if (m := re.match(WIDE_LAYER, name))))
         channels = len(state["block1.layer.0.conv1.weight"])
-        network: nn.Module = wide_resnet_channels(6 * count + 4, channels, classes, statistics)
-    elif "conv1.weight" in names and "layer1.0.conv1.weight" in names:
-        network = _resnet(state, classes, statistics)
-    else:
-        raise CheckpointError(
-            f"{file}: holds the weights of no known network (first names: {', '.join(sorted(names)[:3])}); known are "
-            "ASTrA's target network, ResNet, PreActResNet and WideResNet under their official or torchvision names"
-        )
-    return load_official(network, state, allow_missing=() if _has_head(state) else ("linear.",))
+        return wide_resnet_channels(6 * count + 4, channels, classes, statistics)
+    if "conv1.weight" in state and "layer1.0.conv1.weight" in state:
+        return _resnet(state, classes, statistics)
+    raise CheckpointError(
+        f"{file}: holds the weights of no known network (first names: {', '.join(sorted(state)[:3])}); known are "
+        "ASTrA's target network, ResNet, PreActResNet and WideResNet under their official or torchvision names"
+    )
 
 
 def _target(state: Mapping[str, Tensor], normalize: ChannelStatistics | None) -> nn.Module:
@@ -147,7 +181,7 @@ def _target(state: Mapping[str, Tensor], normalize: ChannelStatistics | None) ->
     sizes: dict[str, Any] = {}
     if "fc.fc1.weight" in state and "fc.fc3.weight" in state:
         sizes = {"hidden_dim": len(state["fc.fc1.weight"]), "feature_dim": len(state["fc.fc3.weight"])}
-    network = target_resnet18(
+    return target_resnet18(
         width=len(state["conv1.weight"]),
         blocks=_blocks(state),
         stem=_stem(state),
@@ -155,18 +189,16 @@ def _target(state: Mapping[str, Tensor], normalize: ChannelStatistics | None) ->
         normalize=normalize,
         **sizes,
     )
-    body = {name: tensor for name, tensor in state.items() if sizes or not name.startswith("fc.")}
-    return load_official(network, body, allow_missing=("fc.",))
 
 
 def _transformer(state: Mapping[str, Tensor], normalize: ChannelStatistics | None) -> nn.Module:
-    depth = 1 + max((int(m[1]) for name in state if (m := re.match(r"blocks\.(\d+)\.", name))), default=-1)
+    found = [int(m[1]) for name in state if (m := re.match(r"blocks\.(\d+)\.", name))]
+    depth = _bounded(state, 1 + max(found, default=0))
     sizes: dict[str, Any] = {}
     if "fc.fc1.weight" in state and "fc.fc3.weight" in state:
         sizes = {"hidden_dim": len(state["fc.fc1.weight"]), "feature_dim": len(state["fc.fc3.weight"])}
     width, _, _, patch_size = state["patch.weight"].shape
-    network = target_vit(width=width, depth=depth, patch_size=patch_size, normalize=normalize, **sizes)
-    return load_official(network, state, allow_missing=("fc.",))
+    return target_vit(width=width, depth=depth, patch_size=patch_size, normalize=normalize, **sizes)
 
 
 def _resnet(state: Mapping[str, Tensor], classes: int, statistics: ChannelStatistics | None) -> nn.Module:
@@ -185,7 +217,14 @@ def _blocks(state: Mapping[str, Tensor]) -> tuple[int, ...]:
         if match := re.match(r"layer(\d+)\.(\d+)\.", name):
             stage, block = int(match[1]), int(match[2])
             found[stage] = max(found.get(stage, 0), block + 1)
-    return tuple(found[stage] for stage in sorted(found))
+    return tuple(_bounded(state, found[stage]) for stage in sorted(found))
+
+
+def _bounded(state: Mapping[str, Tensor], blocks: int) -> int:
+    """Return a number of blocks read off names; raises CheckpointError when there are fewer tensors than that."""
+    if blocks > len(state):
+        raise CheckpointError(f"state_dict: names {blocks} blocks and holds {len(state)} tensors")
+    return blocks
 
 
 def _stem(state: Mapping[str, Tensor]) -> str:

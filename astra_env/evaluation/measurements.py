@@ -13,6 +13,7 @@ from astra_env.evaluation.batches import take, to_unit
 from astra_env.evaluation.config import EvaluationConfig
 from astra_env.evaluation.corruption import corruption_accuracy
 from astra_env.evaluation.curves import noise_curve, path_curve, radius_curve
+from astra_env.evaluation.parts import Parts, fingerprint
 from astra_env.evaluation.robustness import clean_accuracy, robust_accuracy
 
 OBJECTIVES = {"pgd": "cross_entropy", "cw": "margin"}
@@ -36,17 +37,17 @@ class Measurement:
 def measurements(
     config: EvaluationConfig, model: nn.Module, test: ImageDataset, state: Path, *, progress: bool = False
 ) -> Iterator[Measurement]:
-    """Yield what the configuration asks for, cheapest first; ``state`` is the stem of AutoAttack's state files."""
+    """Yield what the configuration asks for, cheapest first; ``state`` is the stem of state files."""
     size = config.attack.batch_size
     yield Measurement("clean", {}, lambda: clean_accuracy(model, test, batch_size=size, progress=progress).as_dict())
     if config.corruptions is not None:
-        yield corruptions(config, model, test, progress=progress)
+        yield corruptions(config, model, test, state, progress=progress)
     for attack in config.attacks:
         for epsilon in config.epsilons:
             if attack in OBJECTIVES:
                 yield pgd(config, model, test, attack, epsilon, progress=progress)
     for curve in config.curves:
-        yield curve_of(config, model, test, curve, progress=progress)
+        yield curve_of(config, model, test, curve, state, progress=progress)
     for attack in config.attacks:
         for epsilon in config.epsilons:
             if attack not in OBJECTIVES:
@@ -73,8 +74,12 @@ def pgd(
         "seed": config.seed,
     }
     title = "C&W-margin PGD" if attack == "cw" else "PGD"
+    label = ""
+    if config.attack.precision != "fp32":
+        options["precision"] = config.attack.precision
+        label = f" (found in {config.attack.precision})"
     return Measurement(
-        f"{title}-{config.attack.steps} {radius_name(epsilon, config.attack.norm)}",
+        f"{title}-{config.attack.steps} {radius_name(epsilon, config.attack.norm)}{label}",
         options,
         lambda: robust_accuracy(
             model, test, batch_size=config.attack.batch_size, progress=progress, **options
@@ -118,7 +123,7 @@ def auto_attack(
 
 
 def curve_of(
-    config: EvaluationConfig, model: nn.Module, test: ImageDataset, curve: str, *, progress: bool = False
+    config: EvaluationConfig, model: nn.Module, test: ImageDataset, curve: str, state: Path, *, progress: bool = False
 ) -> Measurement:
     """Return the curve called radius, noise or path."""
     common: dict[str, Any] = {"norm": config.attack.norm, "seed": config.seed}
@@ -129,28 +134,40 @@ def curve_of(
     functions: dict[str, Callable[..., Any]] = {"radius": radius_curve, "noise": noise_curve, "path": path_curve}
 
     def compute() -> dict[str, Any]:
-        return functions[curve](model, test, batch_size=config.attack.batch_size, progress=progress, **common).as_dict()
+        parts = Parts(_parts_file(state, curve), fingerprint(model, test.images, test.labels, common))
+        options = common if curve == "path" else {**common, "remember": parts}
+        found = functions[curve](model, test, batch_size=config.attack.batch_size, progress=progress, **options)
+        parts.finish()
+        return found.as_dict()
 
     return Measurement(f"curve: {curve}", common, compute)
 
 
 def corruptions(
-    config: EvaluationConfig, model: nn.Module, test: ImageDataset, *, progress: bool = False
+    config: EvaluationConfig, model: nn.Module, test: ImageDataset, state: Path, *, progress: bool = False
 ) -> Measurement:
     """Return the accuracies under the corruptions in the configured folder."""
     options = {"folder": str(config.corruptions), "max_images": config.data.max_test_images}
 
     def compute() -> dict[str, Any]:
-        return corruption_accuracy(
+        parts = Parts(_parts_file(state, "corruptions"), fingerprint(model, test.images, test.labels, options))
+        found = corruption_accuracy(
             model,
             str(config.corruptions),
             test.classes,
             batch_size=config.attack.batch_size,
             max_images=config.data.max_test_images,
+            remember=parts,
             progress=progress,
-        ).as_dict()
+        )
+        parts.finish()
+        return found.as_dict()
 
     return Measurement("corruptions", options, compute)
+
+
+def _parts_file(state: Path, what: str) -> Path:
+    return state.parent.with_name("unfinished") / f"{state.name}-{what}.json"
 
 
 def radius_name(epsilon: float, norm: str) -> str:

@@ -45,6 +45,8 @@ class ResultFile:
 
     def _continue(self, conditions: dict[str, Any]) -> None:
         found = read_results(self.folder) or {}
+        if not any(record["measurements"] for record in found["networks"].values()):
+            return  # an attempt that failed before it measured anything binds nobody
         earlier = found["conditions"]
         for name in sorted({*earlier, *conditions}):
             if earlier.get(name) != conditions.get(name):

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from astra_env.attacks import CrossEntropy, Margin, Objective, frozen, supervised_pgd
+from astra_env.attacks import CrossEntropy, Margin, Objective, frozen, get_norm, supervised_pgd
 from astra_env.data import ImageDataset
 from astra_env.errors import InputError
 from astra_env.evaluation.accuracy import Accuracy
@@ -63,6 +63,7 @@ def robust_accuracy(
     seed: int = 0,
     max_images: int | None = None,
     objective: str = "cross_entropy",
+    precision: str = "fp32",
     progress: bool = False,
 ) -> Accuracy:
     """Return the model's accuracy under PGD with a uniform random start in the ball (Madry et al. 2018).
@@ -82,6 +83,8 @@ def robust_accuracy(
         seed: of the starts, which are drawn in the data set's order.
         max_images: draw this many images; default all.
         objective: "cross_entropy", or "margin" for the Carlini-Wagner margin.
+        precision: "fp32", or "bf16" to look for adversarial images in bfloat16: faster and not the same attack. Whether
+            an image fools the model is always decided in float32.
         progress: show a progress bar.
 
     Raises:
@@ -96,6 +99,7 @@ def robust_accuracy(
         restarts=restarts,
         seed=seed,
         objective=objective,
+        precision=precision,
     )
     return accuracy_under(
         model,
@@ -118,32 +122,40 @@ def pgd_attack(
     restarts: int = 1,
     seed: int = 0,
     objective: str = "cross_entropy",
+    precision: str = "fp32",
 ) -> Change:
     """Return the attack of :func:`robust_accuracy`; one call after another continues its stream of random starts."""
     goal = _objective(objective)
     if restarts < 1:
         raise InputError(f"restarts: expected at least 1, got {restarts}")
+    if precision not in ("fp32", "bf16"):
+        raise InputError(f"precision: expected 'fp32' or 'bf16', got {precision!r}")
     length = STEP_FACTOR * epsilon / max(steps, 1) if step_size is None else step_size
     generators = [torch.Generator().manual_seed(seed + restart) for restart in range(restarts)]
 
     def attack(images: Tensor, labels: Tensor) -> Tensor:
-        best = images
-        for generator in generators:
-            tried = supervised_pgd(
-                model,
-                images,
-                labels,
-                epsilon=epsilon,
-                step_size=length,
-                steps=steps,
-                norm=norm,
-                generator=generator,
-                objective=goal(labels),
-            )
-            best = tried if best is images else _keep_fooling(model, best, tried, labels)
+        best, rows = images.clone(), torch.arange(len(images), device=images.device)
+        for restart, generator in enumerate(generators):
+            # Drawn for all images, so that a start does not depend on which of them are already fooled.
+            start = get_norm(norm).uniform(images, epsilon, generator)
+            if restart:
+                rows = rows[model(best[rows]).argmax(1) == labels[rows]]
+            if len(rows):
+                best[rows] = supervised_pgd(
+                    model,
+                    images[rows],
+                    labels[rows],
+                    epsilon=epsilon,
+                    step_size=length,
+                    steps=steps,
+                    norm=norm,
+                    init=start[rows],
+                    objective=goal(labels[rows]),
+                    autocast=torch.bfloat16 if precision == "bf16" else None,
+                )
         return best
 
-    return attack
+    return torch.no_grad()(attack)
 
 
 def accuracy_under(
@@ -181,13 +193,6 @@ def is_right(model: nn.Module, images: Tensor, labels: Tensor, num_classes: int)
         )
     require_finite(logits, "model logits")
     return logits.argmax(1) == labels
-
-
-@torch.no_grad()
-def _keep_fooling(model: nn.Module, kept: Tensor, tried: Tensor, labels: Tensor) -> Tensor:
-    """Return ``kept`` where it already fools the model, else ``tried``."""
-    fooled = (model(kept).argmax(1) != labels).view(-1, 1, 1, 1)
-    return torch.where(fooled, kept, tried)
 
 
 def _objective(name: str) -> Callable[[Tensor], Objective]:

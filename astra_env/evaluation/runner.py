@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from astra_env.configuration import to_dict
@@ -21,12 +22,15 @@ from astra_env.evaluation.loading import LoadedNetwork, load_network, resolve, r
 from astra_env.evaluation.measurements import measurements, pgd, test_part
 from astra_env.evaluation.report import HELD_OUT
 from astra_env.evaluation.results import ResultFile
+from astra_env.run_lock import owned
 from astra_env.seeding import derive_seed
 
 Hook = Callable[[str, nn.Module, ImageDataset], Mapping[str, Any]]
 """A further analysis: maps a network's name, its classifier (images in [0, 1] -> logits) and the test images to plain
 values."""
 
+FOLDERS = ("models", "autoattack")
+"""What an evaluation keeps in its output folder beside the results."""
 FREE_KEYS = ("attacks", "curves", "corruptions", "device", "attack")
 """Parts of the configuration that only say what is measured: each measurement carries its own settings."""
 
@@ -58,18 +62,33 @@ def evaluate(
     if not checkpoints:
         raise ConfigError("checkpoints: expected at least one run directory or checkpoint file, got none")
     files = [path for item in checkpoints for path in (kept_checkpoints(item) if every else [resolve(item)])]
+    require_one_data_set(config, files)
     config = with_data_of_run(config, files[0])
     device = resolve_device(config.device)
     loaded = [load_network(file, weights=config.network.weights, normalize=config.network.normalize) for file in files]
     loaded = with_unique_names(loaded)
     for network in loaded:
         protocol_of(config, network)
-    if config.corruptions is not None:
-        check_folder(config.corruptions)
     train, test = images_of(config)
-    results = ResultFile(out, conditions_of(config, every))
+    if config.corruptions is not None:
+        check_folder(config.corruptions, tuple(test.images.shape[2:]))
+    with owned(Path(out), "out", FOLDERS):
+        return _measure_all(config, loaded, train, test, Path(out), device, every, hooks or {}, progress)
+
+
+def _measure_all(
+    config: EvaluationConfig,
+    loaded: Sequence[LoadedNetwork],
+    train: ImageDataset,
+    test: ImageDataset,
+    folder: Path,
+    device: torch.device,
+    every: bool,
+    hooks: Mapping[str, Hook],
+    progress: bool,
+) -> dict[str, Any]:
+    results = ResultFile(folder, conditions_of(config, every))
     results.values["config"] = to_dict(config)
-    folder = Path(out)
     for network in loaded:
         fitting, held_out = (train, None) if not every else held_out_slice(config, network, train)
         record = results.open(network.name, describe(network))
@@ -81,7 +100,7 @@ def evaluate(
         if held_out is not None:
             item = pgd(config, trained.classifier, held_out, "pgd", config.epsilons[0], progress=progress)
             results.measure(record, f"{HELD_OUT}{item.name}", item.settings, item.compute)
-        for name, hook in (hooks or {}).items():
+        for name, hook in hooks.items():
             analysis = partial(hook, network.name, trained.classifier, test)
             results.measure(record, name, to_dict(config.attack), lambda analysis=analysis: dict(analysis()))  # type: ignore[misc]
         network.network.to("cpu")
@@ -118,6 +137,19 @@ def with_data_of_run(config: EvaluationConfig, file: Path) -> EvaluationConfig:
     return replace(config, data=replace(config.data, name=name, root=root, image_size=size))
 
 
+def require_one_data_set(config: EvaluationConfig, files: Sequence[Path]) -> None:
+    """Raise ConfigError when runs were trained on different images and nothing says which to evaluate them all on."""
+    for option, given in (("name", config.data.name), ("image_size", config.data.image_size)):
+        sections = [(file, (run_config(file).get("data") or {}).get(option)) for file in files]
+        known = [(file, value) for file, value in sections if value is not None]
+        other = next(((file, value) for file, value in known if value != known[0][1]), None)
+        if given is None and other is not None:
+            raise ConfigError(
+                f"data.{option}: the run of {known[0][0]} has {known[0][1]} and that of {other[0]} has {other[1]}; "
+                f"evaluate them apart or say which for all: --data.{option}"
+            )
+
+
 def images_of(config: EvaluationConfig) -> tuple[ImageDataset, ImageDataset]:
     """Return the training images and the test images to measure on."""
     data = config.data
@@ -131,10 +163,13 @@ def held_out_slice(
     config: EvaluationConfig, network: LoadedNetwork, train: ImageDataset
 ) -> tuple[ImageDataset, ImageDataset]:
     """Return (training images, held-out images); the slice is the one the run itself held out, where it did."""
-    section = network.run.get("validation") or {}
-    if "size" in section and not (network.run.get("data") or {}).get("max_images"):
-        return split_validation(train, int(section["size"]), derive_seed(int(network.run["seed"]), "split"))
-    return split_validation(train, round(config.data.validation_fraction * len(train)), config.seed)
+    section, seed = network.run.get("validation") or {}, int(network.run.get("seed") or 0)
+    if "size" not in section:
+        return split_validation(train, round(config.data.validation_fraction * len(train)), config.seed)
+    subset = (network.run.get("data") or {}).get("max_images")
+    if subset is not None and subset < len(train):
+        train = split_validation(train, int(subset), derive_seed(seed, "subset"))[1]
+    return split_validation(train, int(section["size"]), derive_seed(seed, "split"))
 
 
 def with_unique_names(networks: list[LoadedNetwork]) -> list[LoadedNetwork]:

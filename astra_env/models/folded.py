@@ -1,91 +1,151 @@
-"""A target network's branch with its BatchNorms folded into the weights: the same function in eval mode, cheaper.
+"""A copy of a network for attacks: BatchNorms folded into the weights before them, equal in eval mode up to rounding.
 
-For attacks, which run the frozen network many times a step: no normalisation layers, no casts of weights, gradients
+Attacks run the frozen network many times a step: here are no normalisation layers, no casts of weights, and gradients
 with respect to the images only.
 """
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from astra_env.errors import InputError
-from astra_env.models.layers import BRANCHES, BranchNorm, global_pool, pool_stem
-from astra_env.models.target import BranchBlock, TargetNetwork
+from astra_env.models.layers import Normalize
 
 
-@dataclass(frozen=True)
-class _Convolution:
-    weight: Tensor
-    bias: Tensor
-    stride: tuple[int, ...]
-    padding: tuple[int, ...] | str
+class Folded(nn.Module):
+    """Maps images (N, 3, H, W) in [0, 1] to what ``network`` gives in eval mode, in ``dtype``.
 
-    def __call__(self, x: Tensor) -> Tensor:
-        return F.conv2d(x, self.weight, self.bias, self.stride, self.padding)  # type: ignore[arg-type]
-
-
-class FoldedTarget:
-    """Maps views (N, 3, H, W) in [0, 1] to the projected features (N, D) of one branch in eval mode.
-
-    Holds a snapshot of the weights: make a new one after every update.
+    Every BatchNorm that is all that follows a convolution or linear layer is folded into it. Other norms (those behind
+    a sum in pre-activation networks) stay the network's own, so hold the network in eval mode meanwhile. The weights
+    are those of the last :meth:`refresh`, always in the same tensors, which compiled code and CUDA graphs rely on.
 
     Args:
-        target: a target network with BatchNorm ("branch" or "single").
-        branch: "clean" or "adv".
-        dtype: of weights and activations; the features come back in it.
+        network: anything ``torch.fx`` can trace; every network of this package is.
+        dtype: of weights and activations.
+        constants: arguments of ``network`` that are not images, such as ``branch="adv"``.
 
     Raises:
-        InputError: for GroupNorm, whose statistics depend on the image and cannot be folded.
+        InputError: when the network cannot be traced, or has no norm to fold.
     """
 
+    def __init__(self, network: nn.Module, dtype: torch.dtype = torch.float32, **constants: Any) -> None:
+        super().__init__()
+        bound = _Bound(network, constants)
+        graph, modules = _trace(bound), dict(bound.named_modules())
+        folds = _folds(graph, modules)
+        if not folds:
+            raise InputError(
+                "fold_batchnorm: needs BatchNorms behind convolutions (target.norm branch or single), "
+                f"this {type(network).__name__} has none, as with target.norm group"
+            )
+        layers: list[_Layer] = []
+        parts: dict[str, Any] = {}
+        for node in [node for node in graph.nodes if node.op == "call_module"]:
+            name = str(node.target)
+            parts[name] = module = modules[name]
+            if _is_layer(module):
+                norm = folds.get(node)
+                layer = _Layer(module, None if norm is None else modules[str(norm.target)], dtype)
+                layers.append(layer)
+                parts[name] = layer
+        for node, norm in folds.items():
+            norm.replace_all_uses_with(node)
+            graph.erase_node(norm)
+        self._layers = tuple(layers)
+        self.inner = fx.GraphModule(parts, graph)
+        self.refresh()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the network's outputs on ``images``."""
+        outputs: Tensor = self.inner(images)
+        return outputs
+
     @torch.no_grad()
-    def __init__(self, target: TargetNetwork, branch: str, dtype: torch.dtype = torch.float32) -> None:
-        if target.norm == "group":
-            raise InputError("learner.fold_batchnorm: needs target.norm branch or single, got 'group'")
-        self._index = BRANCHES.index(branch) if target.norm == "branch" else 0
-        self._dtype = dtype
-        self._normalize, self._stem = target.normalize, target.stem
-        self._first = self._fold(target.conv1, target.bn1)
-        layers = [getattr(target, name) for name in target._layers]
-        self._blocks = [self._fold_block(block) for layer in layers for block in layer]
-        head = target.fc
-        self._head = [
-            self._fold_linear(linear, norm)
-            for linear, norm in ((head.fc1, head.bn1), (head.fc2, head.bn2), (head.fc3, head.bn3))
-        ]
+    def refresh(self) -> "Folded":
+        """Take over the network's present weights and statistics; returns itself."""
+        for layer in self._layers:
+            layer.refresh()
+        return self
 
-    def __call__(self, views: Tensor) -> Tensor:
-        """Return the features of ``views``."""
-        x = F.relu(self._first(self._normalize(views).to(self._dtype)), inplace=True)
-        x = pool_stem(x, self._stem)
-        for first, second, shortcut in self._blocks:
-            skip = x if shortcut is None else shortcut(x)
-            x = F.relu(second(F.relu(first(x), inplace=True)) + skip, inplace=True)
-        x = global_pool(x)
-        for weight, bias in self._head[:-1]:
-            x = F.relu(F.linear(x, weight, bias), inplace=True)
-        return F.linear(x, *self._head[-1])
 
-    def _fold_block(self, block: BranchBlock) -> tuple[_Convolution, _Convolution, _Convolution | None]:
-        shortcut = None if block.downsample is None else self._fold(block.downsample.conv, block.downsample.bn)
-        return self._fold(block.conv1, block.bn1), self._fold(block.conv2, block.bn2), shortcut
+class _Bound(nn.Module):
+    """A network with all arguments but the images given."""
 
-    def _fold(self, conv: nn.Conv2d, norm: BranchNorm) -> _Convolution:
-        scale, shift = self._affine(norm)
-        weight = (conv.weight * scale.view(-1, 1, 1, 1)).to(self._dtype)
-        if conv.weight.is_contiguous(memory_format=torch.channels_last):
-            weight = weight.contiguous(memory_format=torch.channels_last)
-        return _Convolution(weight, shift.to(self._dtype), conv.stride, conv.padding)
+    def __init__(self, network: nn.Module, constants: dict[str, Any]) -> None:
+        super().__init__()
+        self.network = network
+        self._constants = constants
 
-    def _fold_linear(self, linear: nn.Linear, norm: BranchNorm) -> tuple[Tensor, Tensor]:
-        scale, shift = self._affine(norm)
-        bias = shift if linear.bias is None else shift + linear.bias * scale
-        return (linear.weight * scale[:, None]).to(self._dtype), bias.to(self._dtype)
+    def forward(self, images: Tensor) -> Any:
+        return self.network(images, **self._constants)
 
-    def _affine(self, norm: BranchNorm) -> tuple[Tensor, Tensor]:
-        inner: Any = norm.bn_list[self._index]
-        scale = inner.weight * (inner.running_var + inner.eps).rsqrt()
-        return scale, inner.bias - inner.running_mean * scale
+
+class _Tracer(fx.Tracer):
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, Normalize) or super().is_leaf_module(m, module_qualified_name)
+
+
+class _Layer(nn.Module):
+    """A convolution or linear layer and the norm behind it, if there is one, as one layer; takes any precision."""
+
+    weight: Tensor
+    bias: Tensor | None
+
+    def __init__(self, source: nn.Conv2d | nn.Linear, norm: nn.Module | None, dtype: torch.dtype) -> None:
+        super().__init__()
+        self._sources = (source, norm)  # in a tuple, so that they are not this module's own
+        biased = norm is not None or source.bias is not None
+        self.register_buffer("weight", torch.empty_like(source.weight, dtype=dtype, requires_grad=False))
+        self.register_buffer("bias", source.weight.new_empty(len(source.weight), dtype=dtype) if biased else None)
+        self._options: tuple[Any, ...] | None = None
+        if isinstance(source, nn.Conv2d):
+            self._options = (source.stride, source.padding, source.dilation, source.groups)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.to(self.weight.dtype)
+        if self._options is None:
+            return F.linear(x, self.weight, self.bias)
+        return F.conv2d(x, self.weight, self.bias, *self._options)
+
+    def refresh(self) -> None:
+        """Compute the weights anew, in place; products are taken in the source's precision."""
+        source, norm = self._sources[0], cast(Any, self._sources[1])
+        weight, bias = source.weight, source.bias
+        if norm is not None:
+            scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
+            shift = norm.bias - norm.running_mean * scale
+            bias = shift if bias is None else shift + bias * scale
+            weight = weight * scale.view(-1, *[1] * (weight.dim() - 1))
+        self.weight.copy_(weight)
+        if self.bias is not None:
+            self.bias.copy_(cast(Tensor, bias))
+
+
+def _trace(bound: _Bound) -> fx.Graph:
+    try:
+        return _Tracer().trace(bound)
+    except (fx.proxy.TraceError, TypeError, RuntimeError) as error:
+        raise InputError(
+            f"fold_batchnorm: torch.fx cannot trace {type(bound.network).__name__} ({error}); switch it off"
+        ) from error
+
+
+def _folds(graph: fx.Graph, modules: dict[str, nn.Module]) -> dict[fx.Node, fx.Node]:
+    """Return the norm's node by the layer's, where a BatchNorm is all that uses the layer's output."""
+    found = {}
+    for node in graph.nodes:
+        norm = modules.get(str(node.target)) if node.op == "call_module" else None
+        if not isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d) or not norm.affine or norm.running_mean is None:
+            continue
+        layer = node.args[0]
+        if layer.op != "call_module" or len(layer.users) != 1:
+            continue
+        if _is_layer(modules[str(layer.target)]):
+            found[layer] = node
+    return found
+
+
+def _is_layer(module: nn.Module) -> bool:
+    return isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and module.padding_mode == "zeros")

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from astra_env.errors import CheckpointError
+from astra_env.errors import CheckpointError, KeysDiffer
 from astra_env.models.layers import Network
 
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "P_state", "target")
@@ -43,8 +43,10 @@ def load_official(
         allow_missing: prefixes of parts, such as ``("fc.",)`` for a projection head, that are loaded when the
             checkpoint has them whole and otherwise stay as they are.
 
-    Raises CheckpointError that counts and names the missing, unexpected or differently shaped keys, or the tensors
-    that are not finite.
+    Raises:
+        KeysDiffer: its text counts the missing, unexpected and differently shaped keys, and whole numbers in the place
+            of fractions and the like, and names the first of each; its attributes hold all of them.
+        CheckpointError: for what is no state dict, and for tensors that are not finite.
     """
     expected = model.state_dict()
     given = _rename(_unwrap(state_dict), expected)
@@ -56,9 +58,12 @@ def load_official(
     difference = _compare(expected, given, strict=strict)
     shared = {name: tensor for name, tensor in given.items() if name in expected}
     if difference.any() or not shared:
-        raise CheckpointError(
+        raise KeysDiffer(
             f"state_dict: does not fit {type(model).__name__}: {difference}; build the network with the checkpoint's "
-            'sizes and norms, or name parts that may stay as they are, such as allow_missing=("fc.",)'
+            'sizes and norms, or name parts that may stay as they are, such as allow_missing=("fc.",)',
+            missing=difference.missing,
+            unexpected=difference.unexpected,
+            wrong_shape=difference.wrong_shape,
         )
     _require_finite(shared)
     model.load_state_dict(shared, strict=False)
@@ -77,12 +82,18 @@ class _Difference:
     missing: list[str]
     unexpected: list[str]
     wrong_shape: list[str]
+    wrong_kind: list[str]
 
     def any(self) -> bool:
-        return bool(self.missing or self.unexpected or self.wrong_shape)
+        return bool(self.missing or self.unexpected or self.wrong_shape or self.wrong_kind)
 
     def __str__(self) -> str:
-        kinds = (("missing", self.missing), ("unexpected", self.unexpected), ("of another shape", self.wrong_shape))
+        kinds = (
+            ("missing", self.missing),
+            ("unexpected", self.unexpected),
+            ("of another shape", self.wrong_shape),
+            ("of another kind", self.wrong_kind),
+        )
         return "; ".join(f"{len(names)} {kind} ({_first(names)})" for kind, names in kinds if names) or "no common name"
 
 
@@ -94,6 +105,13 @@ def _compare(expected: Mapping[str, Tensor], given: Mapping[str, Tensor], strict
             f"{name}: expected {tuple(expected[name].shape)}, got {tuple(tensor.shape)}"
             for name, tensor in given.items()
             if name in expected and tensor.shape != expected[name].shape
+        ],
+        wrong_kind=[
+            f"{name}: expected {expected[name].dtype}, got {tensor.dtype}"
+            for name, tensor in given.items()
+            if name in expected
+            and not name.endswith("num_batches_tracked")  # averaged copies have fractions
+            and tensor.is_floating_point() != expected[name].is_floating_point()
         ],
     )
 

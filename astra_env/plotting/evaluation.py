@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 
 from astra_env.plotting.style import new_figure, save
 
@@ -65,6 +66,7 @@ def _by_epoch(axis: Axes, networks: Mapping[str, Any]) -> None:
         label = name if len(runs) == 1 else f"{run}: {name}"
         axis.errorbar([epoch for epoch, _ in points], values, errors, fmt=f"o{style}", capsize=2, label=label)
     axis.set_xlabel("epoch or step of training")
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
 def _curve(axis: Axes, networks: Mapping[str, Any], name: str) -> None:

@@ -39,7 +39,7 @@ def live_frame(
         _proportions(axes[column], steps, [share[column] for share in shares], title, grid)
     for name in ("clean_loss", "adv_loss", "mixed_loss"):
         axes[3].plot(steps, curves[name], label=name.removesuffix("_loss"))
-    axes[3].set_title("NT-Xent")
+    axes[3].set_title("losses")
     axes[3].legend(fontsize=7, loc="upper right")
     axes[4].plot(steps, curves["reward"], color="tab:green")
     axes[4].set_title("reward")

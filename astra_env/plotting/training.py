@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from astra_env.plotting.style import new_figure, save
 from astra_env.strategy import PARAMETERS, StrategySpace
@@ -68,6 +70,26 @@ def plot_losses(metrics: Sequence[dict[str, Any]], path: str | Path) -> Path:
     axes[1].plot(steps, [line["reward"] for line in metrics], linewidth=1, color="tab:red")
     axes[1].set(xlabel="step", title="reward")
     return save(figure, path)
+
+
+def supervised_figure(metrics: Sequence[dict[str, Any]]) -> Figure:
+    """Return the figure of a supervised run: loss terms by step, validation accuracy of network and average by epoch.
+
+    ``metrics``: lines of ``metrics.jsonl``, named as the trainer of ``rpat`` logs them.
+    """
+    figure, axes = new_figure(1, 2)
+    for axis, prefix, place, scale in ((axes[0], "train/loss", "step", 1), (axes[1], "validation", "epoch", 100)):
+        for name in dict.fromkeys(key for line in metrics for key in line if key.startswith(prefix)):
+            rows = [line for line in metrics if name in line]
+            label = name.removeprefix("train/").replace("validation_ema/", "average: ").removeprefix("validation/")
+            values = [scale * row[name] for row in rows]
+            axis.plot([row[place] for row in rows], values, label=label.replace("_", " "), linewidth=1, marker=".")
+        if axis.lines:
+            axis.legend(fontsize=8, frameon=False)
+    axes[0].set(xlabel="step", title="losses")
+    axes[1].set(xlabel="epoch", ylabel="accuracy (%)", title="validation", ylim=(0, 100))
+    axes[1].xaxis.set_major_locator(MaxNLocator(integer=True))
+    return figure
 
 
 def plot_comparison(results: dict[str, dict[str, float]], path: str | Path, title: str) -> Path:

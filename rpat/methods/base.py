@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from astra_env.attacks import AttackResult, Objective, supervised_pgd
+from astra_env.attacks import AttackResult, Objective, supervised_attack
 from astra_env.errors import ConfigError, InputError
+from astra_env.strategy import AttackStrategy
 from rpat.losses import robust_perception_loss
 from rpat.schedules import default_milestones
 
@@ -23,6 +24,10 @@ class Budget:
     step_size: float
     steps: int
     norm: str
+
+    def strategy(self, count: int, device: torch.device) -> AttackStrategy:
+        """Return this attack for each of ``count`` images."""
+        return AttackStrategy.repeated(count, self.epsilon, self.steps, self.step_size, device)
 
 
 @dataclass(frozen=True)
@@ -66,16 +71,19 @@ class Step:
     Attributes:
         images: (N, 3, H, W) in [0, 1]; a method of V views gets all first views, then all second ones.
         labels: (N,) int64, or (N, C) probabilities after CutMix.
-        budget: the attack's strength.
+        budget: the attack's norm, and its strength where no strategy is given.
+        strategy: the attack's strength, one entry per image.
         perception: robust perception's weight and rate; None while it is off.
         average: the averaged network in eval mode; None before it starts.
         generator: source of the attack's random start.
         adversarial: x', set by the trainer from the method's :meth:`Method.attack` before the losses are asked for.
-        zero_gradient_share: share of the images that gave the attack no gradient, on the device; None before it.
+        keep_outputs: whether the attack keeps the eval-mode logits of x', which costs one more forward pass.
+        attacked: eval-mode logits for the attack, when not by the model itself (a folded copy of it, say).
+        attack: what the attack left behind; None before it, or when a method attacks in its own way.
     """
 
     adversarial: Tensor
-    zero_gradient_share: Tensor | None = None
+    attack: AttackResult | None = None
 
     def __init__(
         self,
@@ -84,21 +92,27 @@ class Step:
         labels: Tensor,
         budget: Budget,
         *,
+        strategy: AttackStrategy | None = None,
+        keep_outputs: bool = False,
         generator: torch.Generator | None = None,
         perception: RobustPerception | None = None,
         average: nn.Module | None = None,
         progress: Progress | None = None,
         autocast: torch.dtype | None = None,
+        attacked: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         self.model = model
         self.images = images
         self.labels = labels
         self.budget = budget
+        self.strategy = strategy if strategy is not None else budget.strategy(len(images), images.device)
+        self.keep_outputs = keep_outputs
         self.generator = generator
         self.perception = perception
         self.average = average
         self.progress = progress if progress is not None else Progress()
         self.autocast = autocast
+        self.attacked = attacked
 
     @cached_property
     def mixed(self) -> Tensor:
@@ -120,10 +134,6 @@ class Step:
     def mix_logits(self) -> Tensor:
         """z(x_m)."""
         return self.forward(self.model, self.mixed)
-
-    def note_attack(self, result: AttackResult) -> None:
-        """Keep what the attack tells about itself."""
-        self.zero_gradient_share = result.zero_gradient_share
 
     @torch.no_grad()
     def average_logits(self, images: Tensor) -> Tensor:
@@ -179,21 +189,20 @@ class Method:
 
     def pgd(self, step: Step, *, start: Tensor | None = None, objective: Objective | None = None) -> Tensor:
         """Run the step's attack from ``start`` (default uniform in the ball) on ``objective`` (cross-entropy)."""
-        budget = step.budget
-        return supervised_pgd(
+        step.attack = supervised_attack(
             step.model,
             step.images,
             step.labels,
-            epsilon=budget.epsilon,
-            step_size=budget.step_size,
-            steps=budget.steps,
-            norm=budget.norm,
+            step.strategy,
+            norm=step.budget.norm,
             init=start,
             generator=step.generator,
             objective=objective,
-            autocast=step.autocast,
-            on_result=step.note_attack,
+            forward=step.attacked,
+            autocast=step.autocast if step.attacked is None else None,
+            final_outputs=step.keep_outputs,
         )
+        return step.attack.adversarial
 
 
 def near_start(step: Step, deviation: float = 0.001) -> Tensor:

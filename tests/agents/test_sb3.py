@@ -9,8 +9,8 @@ from stable_baselines3.common.vec_env import VecEnv
 
 import agents
 from agents import sb3
-from agents.sb3_config import AgentConfig, EvaluationConfig
-from agents.sb3_run import AgentRun, evaluate
+from agents.sb3.config import AgentConfig, EvaluationConfig
+from agents.sb3.run import AgentRun, evaluate
 from astra_env.checkpoint import load_checkpoint
 from astra_env.config import ExperimentConfig
 from astra_env.configuration import load_config
@@ -269,3 +269,14 @@ def test_agent_and_baselines_are_evaluated_on_equal_budgets(env: str, algo: str)
     assert set(rewards) == {"agent", "fixed", "random"}
     assert all(len(values) == 2 and np.isfinite(values).all() for values in rewards.values())
     assert np.mean(rewards["fixed"]) > np.mean(rewards["random"])  # the strongest attack of the grid
+
+
+@pytest.mark.parametrize(("env", "num_envs"), [("instance", 7), ("attack_strategy", 1)])
+def test_ppo_learns_to_attack_a_classifier(env: str, num_envs: int) -> None:
+    overrides = {**SHORT, "learner.kind": "rpat.strategy_learner:StrategyLearner"}
+    config = small(env=env, experiment="supervised_tiny", overrides=overrides, num_envs=num_envs)
+    model = sb3.make_model("ppo", sb3.make_vec_env(config), config)
+    before = parameters(model).clone()
+    model.learn(4 * num_envs)
+    assert torch.isfinite(parameters(model)).all()
+    assert not torch.equal(before, parameters(model))

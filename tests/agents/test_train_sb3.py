@@ -45,6 +45,21 @@ def test_train_then_play(
     assert call(script, monkeypatch, "--resume", "--run_dir", run, "--quiet") == 0
 
 
+def test_an_agent_trains_in_a_classifiers_training(
+    script: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    overrides = json.dumps({"learner.kind": "rpat.strategy_learner:StrategyLearner", "learner.total_steps": 2})
+    run = str(tmp_path / "run")
+    sizes = ("--num_envs", "9", "--total_timesteps", "36", "--evaluation.fixed_args.epsilon", "8/255")
+    training = ("--experiment", "supervised_tiny", "--overrides", overrides)
+    assert call(script, monkeypatch, "--config", "tiny", *training, *sizes, "--run_dir", run, "--quiet") == 0
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["timesteps"] == 36
+    assert set(summary["mean_reward"]) == {"agent", "fixed", "random"}
+    assert call(script, monkeypatch, "--play", "--run_dir", run) == 0
+    assert load_checkpoint(tmp_path / "run" / "played.pt")["target"]["linear.weight"].shape == (10, 32)
+
+
 def test_user_errors_are_one_line_and_exit_2(
     script: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,11 +1,13 @@
 """The AutoAttack adapter: the same examples as the package itself, nothing left behind, continuation, warnings."""
 
+import shutil
 import sys
 
 import pytest
 import torch
 from torch import nn
 
+from astra_env.checkpoint import load_checkpoint
 from astra_env.errors import CheckpointError, InputError
 from astra_env.evaluation import robust_accuracy
 from astra_env.evaluation.auto_attack import autoattack
@@ -98,6 +100,28 @@ def test_a_broken_off_run_continues_to_the_same_examples(small_net, sample, tmp_
     assert counting.calls - unbroken.calls > 80
     again = _Breaks(small_net, 10)  # only the adapter's own look at the class count
     assert autoattack(again, images, labels, state_path=tmp_path / "aa.pt", **settings).robust == whole.robust
+
+
+def test_a_crash_loses_no_finished_attack(small_net, sample, tmp_path):
+    _, images, labels = sample
+    settings = {"epsilon": EPSILON, "version": "quick"}
+
+    class Crashes(_Breaks):
+        def forward(self, images):
+            if self.calls == 0:  # what a killed process leaves on the disk, before anything can be tidied up
+                shutil.copy(tmp_path / "aa.pt", tmp_path / "left.pt")
+            return super().forward(images)
+
+    unbroken = _Breaks(small_net, 10**9)
+    whole = autoattack(unbroken, images[:8], labels[:8], **settings)
+    with pytest.raises(KeyboardInterrupt):
+        autoattack(Crashes(small_net, 150), images[:8], labels[:8], state_path=tmp_path / "aa.pt", **settings)
+    assert list(load_checkpoint(tmp_path / "left.pt")["counts"]) == ["clean", "apgd-ce"]
+    resumed = _Breaks(small_net, 10**9)
+    rest = autoattack(resumed, images[:8], labels[:8], state_path=tmp_path / "left.pt", **settings)
+    assert torch.equal(rest.adversarial, whole.adversarial)
+    assert rest.after == whole.after
+    assert resumed.calls - unbroken.calls > 100
 
 
 def test_the_state_of_another_attack_is_refused(small_net, sample, tmp_path):

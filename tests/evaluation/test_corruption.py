@@ -1,13 +1,19 @@
 """CIFAR-C files: the layout of the published archives, read and averaged as their authors do."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from astra_env.configuration import load_config
 from astra_env.errors import DataError
 from astra_env.evaluation import corruption_accuracy
-from astra_env.evaluation.corruption import EXTRA, STANDARD, read_corruption
+from astra_env.evaluation.config import EvaluationConfig
+from astra_env.evaluation.corruption import EXTRA, STANDARD, check_folder, read_corruption
+from astra_env.evaluation.loading import load_network
+from astra_env.evaluation.parts import Parts
 
 CLASSES = tuple("0123456789")
 IMAGES = 4
@@ -69,6 +75,41 @@ def test_a_missing_file_is_named_before_any_work(folder):
         corruption_accuracy(ReadsFirstPixel(), folder, CLASSES)
 
 
+def test_images_of_another_size_than_the_test_images_are_refused(folder):
+    assert len(check_folder(folder, (8, 8))) == 16
+    with pytest.raises(
+        DataError, match=r"expected images of 16x16 pixels like the test images, got 8x8; .*image_size 8"
+    ):
+        check_folder(folder, (16, 16))
+
+
+def test_what_was_measured_before_an_interruption_is_not_measured_again(folder, tmp_path):
+    class Counts(ReadsFirstPixel):
+        left = 40
+
+        def forward(self, images):
+            self.left -= 1
+            if self.left < 0:
+                raise KeyboardInterrupt
+            return super().forward(images)
+
+    path, model = tmp_path / "unfinished" / "parts.json", Counts()
+    whole = corruption_accuracy(ReadsFirstPixel(), folder, CLASSES)
+    with pytest.raises(KeyboardInterrupt):
+        corruption_accuracy(model, folder, CLASSES, remember=Parts(path, "me"))
+    model.left = 16 * 5 - 40
+    parts = Parts(path, "me")
+    assert corruption_accuracy(model, folder, CLASSES, remember=parts) == whole
+    model.left = 0
+    with pytest.raises(KeyboardInterrupt):
+        corruption_accuracy(model, folder, CLASSES, remember=Parts(path, "another model"))
+    path.write_text("{torn")
+    with pytest.raises(KeyboardInterrupt):
+        corruption_accuracy(model, folder, CLASSES, remember=Parts(path, "me"))
+    parts.finish()
+    assert not path.exists()
+
+
 @pytest.mark.parametrize(
     ("images", "message"),
     [
@@ -82,3 +123,30 @@ def test_a_malformed_file_is_named(folder, images, message):
     np.save(folder / "fog.npy", images, allow_pickle=True)
     with pytest.raises(DataError, match=message):
         corruption_accuracy(ReadsFirstPixel(), folder, CLASSES)
+
+
+def test_an_evaluation_reports_corruptions_and_leaves_nothing_unfinished(folder, tmp_path):
+    from random_weights import randomized
+
+    from astra_env.evaluation.report import markdown
+    from astra_env.evaluation.runner import evaluate
+    from astra_env.models import resnet18
+
+    torch.save(randomized(resnet18(10, width=4)).state_dict(), tmp_path / "net.pt")
+    settings = {"corruptions": str(folder), "curves": ["noise"], "attacks": [], "data.max_test_images": 3}
+    config = load_config(
+        EvaluationConfig,
+        None,
+        {**settings, "data.name": "digits", "data.image_size": 8},
+        package="astra_env.evaluation.configs",
+    )
+    found = evaluate(config, [tmp_path / "net.pt"], tmp_path / "out")
+    measured = found["networks"]["net"]["measurements"]["corruptions"]
+    direct = corruption_accuracy(load_network(tmp_path / "net.pt").network, folder, CLASSES, max_images=3)
+    assert measured["mean"] == direct.mean
+    assert measured["by_severity"] == list(direct.by_severity)
+    row = f"| net | {100 * direct.mean:.2f} | {100 * direct.by_severity[0]:.2f} |"
+    assert row in markdown(found)
+    assert list((tmp_path / "out" / "unfinished").iterdir()) == []
+    with pytest.raises(DataError, match="expected images of 16x16 pixels"):
+        evaluate(replace(config, data=replace(config.data, image_size=16)), [tmp_path / "net.pt"], tmp_path / "other")

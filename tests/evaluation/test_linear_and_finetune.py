@@ -174,6 +174,24 @@ def test_fine_tuning_that_was_broken_off_continues_exactly(target, digits, tmp_p
         finetune(target, train, state_path=tmp_path / "aff.pt", **{**settings, "learning_rate": 0.1})
 
 
+@pytest.mark.parametrize("adversarial", [False, True])
+def test_a_probe_that_was_broken_off_continues_exactly(target, digits, tmp_path, adversarial):
+    train = digits[0].subset(torch.arange(64))
+    settings = {"epochs": 3, "batch_size": 32, "adversarial": adversarial, "attack": TrainingAttack(steps=1)}
+    whole = linear_probe(target, train, **settings).head
+    target.__class__ = _Breaks
+    _Breaks.calls = 5 if adversarial else 3
+    with pytest.raises(KeyboardInterrupt):
+        linear_probe(target, train, state_path=tmp_path / "head.pt", **settings)
+    assert load_checkpoint(tmp_path / "head.pt")["epoch"] == 1
+    _Breaks.calls = 8 if adversarial else 4  # what two of the three epochs need
+    rest = linear_probe(target, train, state_path=tmp_path / "head.pt", **settings).head
+    assert torch.equal(rest.weight, whole.weight)
+    assert bool(whole.weight.any())
+    with pytest.raises(CheckpointError, match="other settings"):
+        linear_probe(target, train, state_path=tmp_path / "head.pt", **{**settings, "learning_rate": 0.5})
+
+
 def test_fine_tuning_lowers_the_learning_rate_at_60_and_80_percent(target, digits, tmp_path):
     train = digits[0].subset(torch.arange(32))
     settings = {"epochs": 5, "batch_size": 32, "attack": TrainingAttack(steps=1), "learning_rate": 0.05}
@@ -208,3 +226,19 @@ def test_the_fine_tuning_attack_drives_the_branches_apart_within_its_radius(targ
     still = trades_attack(classifier, images, labels, TrainingAttack(steps=0), torch.Generator().manual_seed(0))
     inside = (still > 0) & (still < 1)
     assert 0 < float((still - images)[inside].std()) < 0.002
+
+
+def test_features_of_the_plain_protocol_are_extracted_once(target, digits):
+    train = digits[0].subset(torch.arange(64))
+    target.__class__ = _Breaks
+    _Breaks.calls = 2  # two batches, however many epochs follow
+    linear_probe(target, train, epochs=5, batch_size=32, augment=False)
+    assert _Breaks.calls == 0
+
+
+def test_the_probing_benchmark_times_the_default_recipe_on_features_of_the_size_asked_for():
+    from astra_env.benchmarking.probing import measure
+
+    found = measure(images=40, dimensions=20, epochs=2)
+    assert (found["features"], found["epochs"], found["batch_size"]) == ([40, 20], 2, 512)
+    assert found["seconds"] > 0

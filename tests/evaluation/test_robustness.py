@@ -10,6 +10,7 @@ from torch import nn
 from astra_env.errors import DataError, InputError
 from astra_env.evaluation import Accuracy, clean_accuracy, noise_curve, path_curve, radius_curve, robust_accuracy
 from astra_env.evaluation.batches import take
+from astra_env.evaluation.parts import Parts
 from astra_env.evaluation.robustness import pgd_attack
 
 EPSILON = 40 / 255
@@ -67,6 +68,30 @@ def test_an_image_counts_only_when_it_withstands_every_restart(small_net, digits
     assert int(withstood.sum()) < robust_accuracy(small_net, test, **options).correct
 
 
+def test_a_restart_attacks_only_what_is_not_yet_fooled(small_net, digits):
+    test, rows = digits[1], []
+    hook = small_net.register_forward_hook(
+        lambda module, inputs, output: rows.append(len(inputs[0])) if inputs[0].requires_grad else None
+    )
+    options = {"epsilon": EPSILON, "steps": 1, "batch_size": len(test)}
+    left = robust_accuracy(small_net, test, **options).correct
+    rows.clear()
+    robust_accuracy(small_net, test, restarts=2, **options)
+    hook.remove()
+    assert rows == [len(test), left]
+
+
+def test_bf16_finds_other_images_and_float32_judges_them(small_net, digits):
+    test, dtypes = digits[1], []
+    options = {"epsilon": EPSILON, "steps": 5, "batch_size": len(test)}
+    exact = robust_accuracy(small_net, test, **options)
+    hook = small_net.register_forward_hook(lambda module, inputs, output: dtypes.append(output.dtype))
+    fast = robust_accuracy(small_net, test, precision="bf16", **options)
+    hook.remove()
+    assert dtypes == [torch.bfloat16] * 5 + [torch.float32]
+    assert fast.value == pytest.approx(exact.value, abs=0.05)
+
+
 def test_radius_zero_is_the_clean_accuracy(small_net, digits):
     assert robust_accuracy(small_net, digits[1], epsilon=0) == clean_accuracy(small_net, digits[1])
 
@@ -103,6 +128,7 @@ def test_max_images_draws_from_the_whole_set_without_repeating(digits):
     [
         ({"objective": "cw"}, "objective: expected one of cross_entropy, margin, got 'cw'"),
         ({"restarts": 0}, "restarts: expected at least 1"),
+        ({"precision": "fp16"}, "precision: expected 'fp32' or 'bf16', got 'fp16'"),
         ({"max_images": 0}, "max_images: expected at least 1"),
         ({"batch_size": 0}, "batch_size: expected at least 1"),
         ({"epsilon": 8}, "epsilon"),
@@ -148,6 +174,33 @@ def test_the_radius_curve_falls_from_the_clean_accuracy(small_net, digits):
     values = [accuracy.correct for accuracy in curve.accuracies]
     assert values[0] == clean_accuracy(small_net, digits[1]).correct
     assert values[0] > values[1] > values[2]
+
+
+@pytest.mark.parametrize("curve", [radius_curve, noise_curve])
+@pytest.mark.parametrize(("norm", "largest"), [("linf", 16 / 255), ("l2", 256 / 255)])
+def test_curves_go_from_nothing_to_twice_the_papers_radius(small_net, digits, curve, norm, largest):
+    part = digits[1].subset(torch.arange(2))
+    found = curve(small_net, part, norm=norm, **({"steps": 1} if curve is radius_curve else {}))
+    assert found.values[0] == 0
+    assert found.values[-1] == pytest.approx(largest)
+    assert len(found.accuracies) == 9
+
+
+def test_a_curve_that_was_broken_off_measures_only_the_other_radii(small_net, digits, tmp_path):
+    part, radii = digits[1].subset(torch.arange(8)), (0, 0.1, 0.2)
+    computed = []
+
+    def remember(name, compute):
+        def counted():
+            computed.append(name)
+            return compute()
+
+        return Parts(tmp_path / "parts.json", "owner")(name, counted)
+
+    whole = radius_curve(small_net, part, radii=radii, steps=2)
+    radius_curve(small_net, part, radii=radii[:2], steps=2, remember=remember)
+    assert radius_curve(small_net, part, radii=radii, steps=2, remember=remember) == whole
+    assert len(computed) == len(set(computed)) == 3
 
 
 def test_random_noise_hurts_less_than_the_attack_of_its_size(small_net, digits):

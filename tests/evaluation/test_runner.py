@@ -11,7 +11,7 @@ from random_weights import randomized
 from astra_env.checkpoint import save_checkpoint
 from astra_env.configuration import load_config
 from astra_env.data import label_fraction, split_validation
-from astra_env.errors import CheckpointError, ConfigError
+from astra_env.errors import CheckpointError, ConfigError, DataError
 from astra_env.evaluation import clean_accuracy, linear_probe, robust_accuracy
 from astra_env.evaluation.batches import take
 from astra_env.evaluation.config import EvaluationConfig
@@ -109,6 +109,12 @@ def test_more_can_be_measured_into_the_same_file_but_never_under_other_condition
         evaluate(config(seed=1), [run], tmp_path)
 
 
+def test_an_attempt_that_measured_nothing_binds_no_later_one(run, tmp_path):
+    with pytest.raises(DataError, match="leaves none"):
+        evaluate(config(label_fraction=1e-4), [run], tmp_path)
+    assert evaluate(config(label_fraction=0.5), [run], tmp_path)["conditions"]["label_fraction"] == 0.5
+
+
 def test_results_of_other_weights_are_not_continued(tmp_path):
     folder = write_run(tmp_path / "run", seeds=(0,))
     evaluate(config(), [folder], tmp_path / "out")
@@ -149,6 +155,28 @@ def test_the_learning_rate_is_chosen_on_held_out_training_images_alone(run, digi
     assert scores["0.3"]["total"] == 144
 
 
+def test_no_state_of_head_training_is_left_behind(run, tmp_path):
+    settings = config(label_fraction=0.1, **{"head.learning_rate": [0.1, 0.3], "head.augment": True})
+    evaluate(settings, [run], tmp_path)
+    assert [path.suffixes for path in (tmp_path / "models").iterdir()] == [[".pt"]]
+
+
+def test_the_report_warns_of_gradients_that_tell_nothing(tmp_path):
+    pytest.importorskip("pyautoattack")
+    network = randomized(resnet18(10, width=4))
+    with torch.no_grad():
+        network.linear.weight.zero_()
+        network.linear.bias.copy_(torch.arange(10) == 0)
+    torch.save(network.state_dict(), tmp_path / "always_zero.pt")
+    settings = config(attacks=["pgd", "autoattack_quick"], **{"data.name": "digits"})
+    found = evaluate(settings, [tmp_path / "always_zero.pt"], tmp_path / "out")
+    name = "AutoAttack subset (APGD only) linf 8/255"
+    measured = found["networks"]["always_zero"]["measurements"][name]
+    assert measured["correct"] > 0
+    assert any("zero gradient" in warning for warning in measured["warnings"])
+    assert f"## Warnings\n\n- always_zero, {name}: {measured['warnings'][0]}" in markdown(found)
+
+
 def test_every_kept_checkpoint_is_measured_and_held_out_images_choose(run, digits, tmp_path):
     found = evaluate(config(**{"head.epochs": 10}), [run], tmp_path, every=True)
     assert [record["epoch"] for record in found["networks"].values()] == [10, 20]
@@ -175,6 +203,30 @@ def test_the_slice_that_a_run_held_out_itself_is_used_again(digits, tmp_path):
     expected = split_validation(digits[0], 50, derive_seed(3, "split"))[1]
     assert torch.equal(held_out.images, expected.images)
     assert len(rest) == len(digits[0]) - 50
+
+
+def test_the_slice_held_out_of_a_part_of_the_training_images_is_found_again(tmp_path):
+    from astra_env.data import load_dataset
+    from astra_env.evaluation.runner import held_out_slice
+    from rpat.config import RPATConfig
+    from rpat.trainer import load_splits
+
+    run = write_run(
+        tmp_path / "run",
+        settings={
+            "data": {"name": "digits", "root": "data", "image_size": 8, "max_images": 200},
+            "validation": {"size": 40},
+        },
+    )
+    trained = load_config(
+        RPATConfig,
+        {"data": {"name": "digits", "image_size": 8, "max_images": 200}, "validation": {"size": 40}, "seed": 3},
+        package="rpat.configs",
+    ).resolved()
+    fitted, expected, _ = load_splits(trained, torch.device("cpu"))
+    rest, held_out = held_out_slice(config(), load_network(run), load_dataset("digits", image_size=8))
+    assert torch.equal(held_out.images, expected.images)
+    assert torch.equal(rest.images, fitted.images)
 
 
 def test_adversarial_fine_tuning_is_kept_and_not_repeated(run, tmp_path):
@@ -215,6 +267,22 @@ def test_a_file_outside_runs_needs_a_data_set(tmp_path):
     torch.save(resnet18(10, width=4).state_dict(), tmp_path / "model.pt")
     with pytest.raises(ConfigError, match=r"data\.name: .*lies in no run directory"):
         evaluate(config(), [tmp_path / "model.pt"], tmp_path / "out")
+
+
+def test_runs_on_different_images_need_to_be_told_which(run, tmp_path):
+    other = write_run(tmp_path / "other", settings={"data": {"name": "cifar10", "root": "data", "image_size": 16}})
+    with pytest.raises(ConfigError, match=r"data\.name: the run of .* has digits and that of .* has cifar10; .*apart"):
+        evaluate(config(), [run, other], tmp_path / "out")
+    found = evaluate(config(**{"data.name": "digits"}), [run, other], tmp_path / "out")
+    assert list(found["networks"]) == ["first", "other"]
+
+
+@pytest.mark.parametrize(
+    ("protocol", "dataset", "rate"),
+    [("slf", "cifar10", 0.01), ("alf", "cifar100", 0.05), ("slf", "stl10", 0.1), ("aff", "cifar10", 0.1)],
+)
+def test_published_learning_rates_are_the_defaults(protocol, dataset, rate):
+    assert EvaluationConfig().learning_rates(protocol, dataset) == [rate]
 
 
 def test_a_run_without_kept_checkpoints_says_how_to_keep_them(tmp_path):

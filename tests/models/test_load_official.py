@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from astra_env.errors import CheckpointError
+from astra_env.errors import CheckpointError, KeysDiffer
 from astra_env.models import IMAGENET_MEAN, IMAGENET_STD, load_official, preact_resnet18, resnet18, target_resnet18
 
 TINY = {"width": 4, "blocks": (1, 1), "feature_dim": 6, "hidden_dim": 8}
@@ -67,8 +67,11 @@ def test_missing_unexpected_and_reshaped_keys_are_counted_and_named():
 def test_long_lists_of_keys_are_cut_but_counted():
     source = {name: tensor for name, tensor in tiny(1, norm="single").state_dict().items() if "layer2" not in name}
     listed = r"layer2\.0\.conv1\.weight, layer2\.0\.bn1\.bn_list\.0\.weight, layer2\.0\.bn1\.bn_list\.0\.bias, \.\.\."
-    with pytest.raises(CheckpointError, match=rf"15 missing \({listed}\);"):
+    with pytest.raises(KeysDiffer, match=rf"15 missing \({listed}\);") as caught:
         load_official(tiny(2, norm="single"), source)
+    needed = {name for name in tiny(1, norm="single").state_dict() if not name.endswith("num_batches_tracked")}
+    assert set(caught.value.missing) == needed - set(source)
+    assert (caught.value.unexpected, caught.value.wrong_shape) == ([], [])
 
 
 def test_two_branch_checkpoint_does_not_slip_into_a_single_branch_network():

@@ -17,7 +17,7 @@ def test_one_step_with_robust_perception_costs_at_most_thirty_forward_passes_aga
     images, labels = batch()
     model = resnet18(width=8, generator=torch.Generator().manual_seed(1))
     assert forward_equivalents(model, images, labels) <= 30
-    assert forward_equivalents(model, images, labels, official=True) == pytest.approx(39, abs=1)
+    assert forward_equivalents(model, images, labels, form="official") == pytest.approx(39, abs=1)
 
 
 def test_both_forms_of_the_attack_find_the_same_images():
@@ -34,5 +34,14 @@ def test_both_forms_of_the_attack_find_the_same_images():
 def test_speed_is_reported_as_the_ratio_of_medians():
     images, labels = batch(2, 8)
     report = measure_speed(resnet18(width=2, generator=torch.Generator().manual_seed(1)), images, labels, repeats=1)
-    (ours,), (official,) = report["seconds"]["ours"], report["seconds"]["official"]
+    (ours,), (official,), (fast,) = (report["seconds"][name] for name in ("ours", "official", "fast"))
     assert report["speedup"] == official / ours
+    assert report["fast_speedup"] == official / fast
+
+
+@pytest.mark.parametrize("form", ["ours", "fast"])
+def test_the_step_costs_two_forwards_an_attack_step_and_three_for_each_of_three_inputs(form):
+    images, labels = batch()
+    model = resnet18(width=8, generator=torch.Generator().manual_seed(1))
+    counted = forward_equivalents(model, images, labels, form=form)
+    assert counted == pytest.approx(2 * 10 + 3 * 3, rel=0.05)

@@ -126,7 +126,8 @@ def test_run_directory_holds_last_best_and_averaged_weights_that_load_back(tmp_p
     folder = tmp_path / "run"
     last = torch.load(folder / "checkpoints" / "last.pt", weights_only=True)
     assert same(last["ema"], run.learner.average.module.state_dict())
-    assert {"config.yaml", "metrics.jsonl", "summary.json"} <= {path.name for path in folder.iterdir()}
+    files = {"config.yaml", "metrics.jsonl", "summary.json", "losses.png"}
+    assert files <= {path.name for path in folder.iterdir()}
     assert list(folder.glob("events.*"))
     assert json.loads((folder / "summary.json").read_text()) == summary
     for weights, name in (("best", "model"), ("ema_best", "ema")):
@@ -137,6 +138,23 @@ def test_run_directory_holds_last_best_and_averaged_weights_that_load_back(tmp_p
     assert same(load_network(folder, "ema")[0].state_dict(), last["ema"])
     with pytest.raises(ConfigError, match="weights: expected one of best, last, ema, ema_best, got 'first'"):
         load_network(folder, "first")
+
+
+def test_the_figure_of_a_run_shows_its_losses_by_step_and_its_validation_by_epoch():
+    from astra_env.plotting.training import supervised_figure
+
+    losses, validation = supervised_figure(
+        [
+            {"step": 4, "epoch": 0, "train/loss": 2.5, "train/logit_spread": 1.0, "learning_rate": 0.1},
+            {"step": 4, "epoch": 0, "validation/robust_accuracy": 0.25, "validation_ema/robust_accuracy": 0.5},
+            {"step": 8, "epoch": 1, "train/loss": 2.0, "train/logit_spread": 1.5, "learning_rate": 0.1},
+        ]
+    ).axes
+    assert [(line.get_label(), line.get_xydata().tolist()) for line in losses.lines] == [("loss", [[4, 2.5], [8, 2.0]])]
+    assert [(line.get_label(), line.get_xydata().tolist()) for line in validation.lines] == [
+        ("robust accuracy", [[0, 25.0]]),
+        ("average: robust accuracy", [[0, 50.0]]),
+    ]
 
 
 def test_best_weights_are_chosen_on_images_held_out_of_training():
@@ -256,6 +274,14 @@ def test_command_line_tells_bad_input_in_one_line_and_exits_with_two(options, me
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
+
+
+def test_command_line_warns_in_one_line_once(tmp_path, capsys):
+    options = ("--config", "tiny", "--step_size", "9/255", "--epochs", 1, "--optimizer.milestones", "[]")
+    assert run_script(*options, "--ema.enabled", "false", "--run_dir", tmp_path) == 0
+    lines = [line for line in capsys.readouterr().err.splitlines() if "step_size" in line]
+    assert len(lines) == 1
+    assert lines[0].startswith("warning: step_size: 9/255 is larger than epsilon 8/255")
 
 
 def test_runs_meet_in_one_trade_off_figure(tmp_path):

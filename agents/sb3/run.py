@@ -12,8 +12,8 @@ from torch import Tensor
 
 import agents
 from agents import sb3
-from agents.sb3_config import AgentConfig
-from agents.sb3_state import agent_state, load_agent_state
+from agents.sb3.config import AgentConfig
+from agents.sb3.state import agent_state, load_agent_state, read_parameters
 from astra_env.checkpoint import write_atomically
 from astra_env.envs import play
 from astra_env.envs.training import random_state, set_random_state
@@ -65,10 +65,10 @@ class AgentRun:
         """Train until the budget is used up; returns 0, or the status to exit with after a signal."""
         remaining = self.config.total_timesteps - self.model.num_timesteps
         with self._stop:
+            if self._resumed is not None:
+                set_process_random_state(self._resumed)
             if remaining > 0:
                 callback = sb3.RolloutCallback(self._between)
-                if self._resumed is not None:
-                    set_process_random_state(self._resumed)
                 self.model.learn(
                     remaining, callback=callback, reset_num_timesteps=self._resumed is None, progress_bar=self.progress
                 )
@@ -188,8 +188,7 @@ def load_agent(config: AgentConfig, run_dir: str | Path) -> Policy:
     """
     path = Path(run_dir) / "model.zip"
     model = sb3.make_model(config.algo, sb3.make_vec_env(config), config)
-    try:
-        model.set_parameters(str(path), device=config.device)
-    except (OSError, *UNFIT) as error:
-        raise InputError(f"path: cannot load a {config.algo} agent from {path} ({one_line(error)})") from error
+    if not path.is_file():
+        raise InputError(f"path: cannot load a {config.algo} agent: there is no {path}; train one first")
+    model.set_parameters(read_parameters(path, model, str(path)), device=config.device)
     return model

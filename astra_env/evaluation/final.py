@@ -1,0 +1,43 @@
+"""The measurement at the end of a training run."""
+
+from astra_env.building import load_training_images
+from astra_env.config import ExperimentConfig
+from astra_env.evaluation.linear import ProbeResult, measure_classifier, probe
+from astra_env.protocols import Learner
+from astra_env.strategy import parse_number
+
+
+def probe_learner(learner: Learner, config: ExperimentConfig, *, progress: bool = False) -> ProbeResult:
+    """Measure what a learner has trained, clean and under PGD, by the settings of ``config.probe``.
+
+    A classifier is measured as it is, in the norm it was attacked in; an encoder through a linear probe.
+    """
+    options, data, device = config.probe, config.data, learner.device
+    epsilons = tuple(parse_number("probe.epsilon", value) for value in options.epsilon)
+    test = load_training_images(data, device, "test")
+    if learner.classifies:
+        return measure_classifier(
+            learner.final_network,
+            test,
+            epsilons=epsilons,
+            steps=options.steps,
+            norm=learner.norm,
+            max_test_images=options.max_test_images,
+            seed=config.seed,
+            progress=progress,
+        )
+    return probe(
+        learner.final_network,
+        load_training_images(data, device, "train"),
+        test,
+        branch=learner.branch,
+        epsilons=epsilons,
+        steps=options.steps,
+        max_test_images=options.max_test_images,
+        epochs=options.epochs,
+        learning_rate=options.learning_rate,
+        batch_size=options.batch_size,
+        augment=options.augment,
+        seed=config.seed,
+        progress=progress,
+    )

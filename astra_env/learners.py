@@ -1,0 +1,57 @@
+"""Learners by name: what can be trained under a policy's attacks."""
+
+import inspect
+
+from astra_env.building import load_training_images
+from astra_env.config import ExperimentConfig
+from astra_env.data import ImageDataset
+from astra_env.devices import resolve_device
+from astra_env.errors import ConfigError
+from astra_env.learner import ContrastiveLearner
+from astra_env.protocols import Learner
+from astra_env.registry import Registry
+
+LEARNERS: Registry[type[Learner]] = Registry("learner.kind", group="astra_env.learners")
+"""Classes that follow :class:`astra_env.protocols.Learner`; installed packages add theirs by entry points."""
+LEARNERS.register("contrastive")(ContrastiveLearner)
+
+_PARTS = tuple(name for name in vars(Learner) if not name.startswith("_"))
+"""What the class of a learner must have; what its instances must have besides is assigned in its constructor."""
+
+
+def learner_class(kind: str) -> type[Learner]:
+    """Return the class called ``kind``.
+
+    Raises:
+        ConfigError: for an unknown name, one whose package is not installed, or something that is no learner.
+    """
+    cls = LEARNERS.get(kind)
+    if not inspect.isclass(cls):
+        raise ConfigError(f"learner.kind: expected a class, but {kind!r} is {type(cls).__name__}")
+    missing = [name for name in _PARTS if not hasattr(cls, name)]
+    abstract = sorted(getattr(cls, "__abstractmethods__", ()))
+    if missing or abstract:
+        raise ConfigError(
+            f"learner.kind: {kind!r} cannot train, it lacks {', '.join(missing or abstract)}; derive it from "
+            "astra_env.protocols.Learner and write what is abstract there"
+        )
+    return cls
+
+
+def training_images(config: ExperimentConfig) -> ImageDataset:
+    """Load the images that the configured learner trains on, onto its device when they fit."""
+    return load_training_images(config.data, resolve_device(config.device), learner_class(config.learner.kind).split)
+
+
+def make_learner(config: ExperimentConfig, dataset: ImageDataset | None = None) -> Learner:
+    """Build the configured learner.
+
+    Args:
+        config: the run's configuration.
+        dataset: what :func:`training_images` loads, when it is at hand already.
+
+    Raises:
+        ConfigError, DataError: naming the field that cannot be used.
+    """
+    cls = learner_class(config.learner.kind)
+    return cls(config, dataset if dataset is not None else training_images(config))  # type: ignore[call-arg]

@@ -1,0 +1,149 @@
+"""Rewards of an attack on a classifier's training: by hand, and without a trace in the training."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from astra_env.checkpoint import encode
+from astra_env.config import ExperimentConfig
+from astra_env.configuration import load_config
+from astra_env.errors import ConfigError
+from astra_env.rewards import make_reward
+from astra_env.strategy import AttackStrategy
+from rpat.strategy_learner import StrategyLearner
+from rpat.strategy_rewards import REWARDS, RewardInputs
+
+ROWS, CLASSES = 6, 3
+
+
+class Brightness(torch.nn.Module):
+    """Logits that grow with the mean of each channel, so that class c shows in channel c."""
+
+    def __init__(self, sharpness):
+        super().__init__()
+        self.sharpness = torch.nn.Parameter(torch.tensor(float(sharpness)))
+
+    def forward(self, images):
+        return self.sharpness * images.mean((2, 3))
+
+
+def make_inputs(ahead=None, **changes):
+    source = torch.Generator().manual_seed(0)
+    labels = torch.arange(ROWS) % CLASSES
+    # Channel means .5, that of the image's class .6: an l-inf attack of .04 cannot close the gap, one of .2 does.
+    images = torch.full((ROWS, CLASSES, 4, 4), 0.5)
+    images[torch.arange(ROWS), labels] = 0.6
+    values = {
+        "images": images,
+        "labels": labels,
+        "clean_logits": torch.randn(ROWS, CLASSES, generator=source),
+        "adv_logits": torch.randn(ROWS, CLASSES, generator=source),
+        "strategy": AttackStrategy.constant(ROWS, 8 / 255, 4, 2 / 255),
+        "look_ahead": lambda: ahead,
+        "validation": lambda: (images[:4], labels[:4]),
+        "generator": torch.Generator().manual_seed(1),
+    }
+    return RewardInputs(**{**values, **changes})
+
+
+def reward(name, **arguments):
+    return make_reward(name, arguments, REWARDS)
+
+
+def losses(inputs, logits):
+    return F.cross_entropy(logits, inputs.labels, reduction="none")
+
+
+def test_adv_loss_gain_is_each_images_own_gain_minus_its_price():
+    inputs = make_inputs()
+    gain = losses(inputs, inputs.adv_logits) - losses(inputs, inputs.clean_logits)
+    assert torch.equal(reward("adv_loss_gain")(inputs), gain)
+    assert torch.allclose(reward("adv_loss_gain", cost=0.5)(inputs), gain - 4 * 0.5)
+    assert reward("adv_loss_gain", credit="shared")(inputs).item() == pytest.approx(gain.mean().item())
+
+
+def test_adv_loss_gain_rises_with_what_the_attack_breaks():
+    right = F.one_hot(torch.arange(ROWS) % CLASSES, CLASSES).float()
+    broken = make_inputs(clean_logits=right, adv_logits=-right)
+    assert (reward("adv_loss_gain")(broken) > 0).all()
+    assert (reward("adv_loss_gain")(make_inputs(clean_logits=-right, adv_logits=right)) < 0).all()
+
+
+@pytest.mark.parametrize(
+    ("sharpness", "epsilon", "robust", "clean"), [(1, 0.04, 1, 1), (1, 0.2, 0, 1), (-1, 0.2, 0, 0)]
+)
+def test_look_ahead_adds_what_the_network_would_get_right_after_one_step(sharpness, epsilon, robust, clean):
+    inputs = make_inputs(Brightness(sharpness))
+    attack = {"epsilon": epsilon, "steps": 5, "step_size": epsilon}
+    per_view = reward("look_ahead", credit="per_view", **attack)(inputs)
+    assert torch.allclose(per_view, losses(inputs, inputs.adv_logits) + 4.0 * robust + 2.0 * clean)
+    shared = reward("look_ahead", robust_weight=10.0, clean_weight=1.0, **attack)(inputs)
+    assert shared.shape == ()
+    expected = losses(inputs, inputs.adv_logits).mean().item() + 10 * robust + clean
+    assert shared.item() == pytest.approx(expected, abs=1e-5)
+    assert inputs.terms["reward_robust"].item() == robust
+    assert inputs.terms["reward_clean"].item() == clean
+    other = reward("look_ahead", images="validation", **attack)(inputs)
+    expected = losses(inputs, inputs.adv_logits).mean().item() + 4 * robust + 2 * clean
+    assert other.item() == pytest.approx(expected, abs=1e-5)
+
+
+def test_look_ahead_by_loss_rewards_the_smaller_cross_entropy():
+    inputs = make_inputs(Brightness(5))
+    attack = {"measure": "loss", "credit": "per_view", "steps": 0, "epsilon": 0.0, "robust_weight": 3.0}
+    clean = -losses(inputs, Brightness(5)(inputs.images))
+    expected = losses(inputs, inputs.adv_logits) + 3 * clean + 2 * clean
+    assert torch.allclose(reward("look_ahead", **attack)(inputs), expected, atol=1e-5)
+    worse = make_inputs(Brightness(-5))
+    assert (reward("look_ahead", **attack)(worse) < reward("look_ahead", **attack)(inputs)).all()
+
+
+def test_constant_says_nothing():
+    assert reward("constant", value=2.5)(make_inputs()).item() == 2.5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"measure": "margin"}, r"reward_args\.measure: expected one of accuracy, loss, got 'margin'"),
+        ({"images": "test"}, r"reward_args\.images"),
+        ({"credit": "each"}, r"reward_args\.credit"),
+        ({"credit": "per_view", "images": "validation"}, r"reward_args\.credit: expected 'shared'"),
+        ({"alpha": 2}, r"learner\.reward_args: .*alpha"),
+    ],
+)
+def test_bad_arguments_are_named(arguments, message):
+    with pytest.raises(ConfigError, match=message):
+        reward("look_ahead", **arguments)
+
+
+def make_learner(name, **overrides):
+    kind = {"learner.kind": "rpat.strategy_learner:StrategyLearner", "learner.reward": name}
+    return StrategyLearner(load_config(ExperimentConfig, "supervised_tiny", {**kind, **overrides}))
+
+
+@pytest.mark.parametrize("images", ["minibatch", "validation"])
+def test_rewards_leave_no_trace_in_the_training(images):
+    strategy = AttackStrategy.constant(1, 8 / 255, 1, 4 / 255)
+    silent = make_learner("constant")
+    watched = make_learner("look_ahead", **{"learner.reward_args": {"images": images, "steps": 2}})
+    for _ in range(2):
+        silent.step(strategy)
+        assert {"reward_robust", "reward_clean"} <= watched.step(strategy).terms.keys()
+    assert encode(silent.state_dict()) == encode(watched.state_dict())
+
+
+def test_the_copy_that_looks_ahead_is_one_plain_gradient_step_away():
+    learner, seen = make_learner("look_ahead", **{"learner.reward_args": {"steps": 0}}), []
+    before = [parameter.detach().clone() for parameter in learner.target.parameters()]
+
+    def look_ahead():
+        seen.append(StrategyLearner._look_ahead(learner))
+        gradients.extend(parameter.grad.clone() for parameter in learner.target.parameters())
+        return seen[0]
+
+    gradients = []
+    learner._look_ahead = look_ahead
+    learner.step(AttackStrategy.constant(1, 8 / 255, 1, 4 / 255))
+    for old, gradient, new in zip(before, gradients, seen[0].parameters(), strict=True):
+        assert torch.allclose(new, old - 0.05 * (gradient + 5e-4 * old), atol=1e-7)
