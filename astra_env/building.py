@@ -1,6 +1,7 @@
 """From a configuration to the parts of a learner: network, images, augmentation, optimiser."""
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import nn
@@ -9,22 +10,20 @@ from astra_env.augment import SimCLRAugment
 from astra_env.config import DataConfig, ExperimentConfig, LearnerConfig, TargetConfig
 from astra_env.data import ImageDataset, label_fraction, load_dataset
 from astra_env.errors import ConfigError
-from astra_env.models import TargetNetwork, target_resnet18
+from astra_env.models import Target, target_resnet18, target_vit
 from astra_env.optim import LARS
 from astra_env.seeding import generator
 
 
-def build_target(config: TargetConfig, seed: int, device: torch.device, channels_last: bool = False) -> TargetNetwork:
+def build_target(config: TargetConfig, seed: int, device: torch.device, channels_last: bool = False) -> Target:
     """Build the target network of a configuration; its weights depend on the seed alone, not on the device."""
-    target = target_resnet18(
-        width=config.width,
-        blocks=config.blocks,
-        feature_dim=config.feature_dim,
-        hidden_dim=config.hidden_dim,
-        stem=config.stem,
-        norm=config.norm,
-        generator=generator(seed, "target"),
-    ).to(device)
+    sizes: dict[str, Any] = {"width": config.width, "feature_dim": config.feature_dim, "hidden_dim": config.hidden_dim}
+    source = generator(seed, "target")
+    if config.backbone == "vit":
+        target: Target = target_vit(depth=config.depth, patch_size=config.patch_size, generator=source, **sizes)
+    else:
+        target = target_resnet18(blocks=config.blocks, stem=config.stem, norm=config.norm, generator=source, **sizes)
+    target = target.to(device)
     return target.to(memory_format=torch.channels_last) if channels_last else target  # type: ignore[call-overload]
 
 

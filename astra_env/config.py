@@ -54,8 +54,14 @@ class ViewsConfig:
 class TargetConfig:
     """The target network: the encoder that is being made robust."""
 
+    backbone: str = "resnet"
+    """resnet, or vit: a vision transformer with layer norms, for which blocks, stem and norm mean nothing."""
     width: int = 64
-    """Channels of the first stage."""
+    """Channels of the first stage; of a token for vit, one attention head per 32."""
+    depth: int = 6
+    """Blocks of a vit."""
+    patch_size: int = 4
+    """Side of a vit's patches in pixels; views must divide into them."""
     blocks: tuple[int, int, int, int] = (2, 2, 2, 2)
     """Residual blocks of the four stages."""
     feature_dim: int = 512
@@ -237,6 +243,13 @@ class ExperimentConfig:
         _positive("learner.warmup_epochs", learner.warmup_epochs, allow_zero=True)
         _one_of("learner.optimizer", learner.optimizer, ("lars", "sgd"))
         _one_of("learner.precision", learner.precision, ("fp32", "bf16"))
+        _one_of("target.backbone", self.target.backbone, ("resnet", "vit"))
+        for name in ("depth", "patch_size"):
+            _at_least(f"target.{name}", getattr(self.target, name), 1)
+        if learner.fold_batchnorm and self.target.backbone == "vit":
+            raise ConfigError("learner.fold_batchnorm: target.backbone 'vit' has no BatchNorm to fold; switch it off")
+        if learner.fold_batchnorm and self.target.norm == "group":
+            raise ConfigError("learner.fold_batchnorm: needs target.norm branch or single, got 'group'")
         require_compilable("learner", learner)
         _one_of("target.norm", self.target.norm, ("branch", "single", "group"))
         _one_of("target.stem", self.target.stem, ("cifar", "imagenet"))

@@ -17,7 +17,7 @@ from astra_env.config import ExperimentConfig
 from astra_env.data import BatchSampler, ImageDataset
 from astra_env.devices import resolve_device
 from astra_env.errors import CheckpointError, ConfigError
-from astra_env.models import TargetNetwork, load_official
+from astra_env.models import Target, load_official
 from astra_env.objectives import Batch, Encoder, Setting, objective_factory
 from astra_env.optim import warmup_cosine
 from astra_env.protocols import Learner
@@ -81,7 +81,7 @@ class ContrastiveLearner(Learner):
                 f"learner.fold_batchnorm: learner.objective {options.objective!r} attacks more than the projected "
                 "features, which a folded copy does not have; switch it off"
             )
-        foldable = self.objective.foldable and config.target.norm != "group"
+        foldable = self.objective.foldable and config.target.norm != "group" and config.target.backbone != "vit"
         self.speed = Speed.of(options, self.device, foldable=foldable)
         self.encode = Encoder(self.target, self.autocast)
         self.optimizer = build_optimizer(options, [*self.target.parameters(), *self.objective.parameters()])
@@ -131,7 +131,7 @@ class ContrastiveLearner(Learner):
         return options.learning_rate * factor * self.learning_rate_scale
 
     @property
-    def final_network(self) -> TargetNetwork:
+    def final_network(self) -> Target:
         """The network to evaluate: the target network, or what the objective makes of it."""
         return self.objective.encoder
 

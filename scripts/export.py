@@ -85,7 +85,7 @@ def plain_network(
     """Return the network to write and the branch that was folded (None where there was nothing to fold)."""
     from astra_env.evaluation.heads import restored_classifier
     from astra_env.interchange import BranchEncoder, PlainEncoder, fold_branch, plain_classifier
-    from astra_env.models import ResNet, TargetNetwork
+    from astra_env.models import ResNet, TargetNetwork, TransformerTarget
 
     network = loaded.network
     if head is not None:
@@ -95,6 +95,8 @@ def plain_network(
         network, branch = classifier.encoder, classifier.branch
         if only_onnx:
             return classifier, branch
+    if isinstance(network, TransformerTarget) and only_onnx:
+        return BranchEncoder(network, branch), branch
     if isinstance(network, TargetNetwork):
         if only_onnx and network.norm == "group":
             return BranchEncoder(network, branch), branch

@@ -78,7 +78,7 @@ def data_of(config: LPAFTConfig, run: dict[str, Any], file: Path) -> DataConfig:
             f"--data {name}"
         )
     own = from_dict(DataConfig, section) if name == section.get("name") else DataConfig(name=str(name))
-    given = {"root": config.root, "image_size": config.image_size, "max_images": config.max_images}
+    given: dict[str, Any] = {"root": config.root, "image_size": config.image_size, "max_images": config.max_images}
     return replace(own, **{key: value for key, value in given.items() if value is not None})
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from astra_env.checkpoint import load_checkpoint
 from astra_env.errors import CheckpointError
 from astra_env.interchange.safetensors_format import read_safetensors
-from astra_env.models import IMAGENET_MEAN, IMAGENET_STD, load_official, target_resnet18
+from astra_env.models import IMAGENET_MEAN, IMAGENET_STD, load_official, target_resnet18, target_vit
 from astra_env.models.interop import weights_of
 from astra_env.models.layers import ChannelStatistics
 from astra_env.models.preact_resnet import preact_resnet18
@@ -89,7 +89,7 @@ def load_network(path: str | Path, *, weights: str | None = None, normalize: str
     state = weights_of(_choose(checkpoint, weights, file))
     network = network_for(state, file, normalize=statistics, auto=normalize == "auto")
     run = run_config(file)
-    encoder = "conv1.weight" in state and not _has_head(state)
+    encoder = ("conv1.weight" in state or "patch.weight" in state) and not _has_head(state)
     return LoadedNetwork(
         name=_short_name(file),
         path=file,
@@ -144,7 +144,11 @@ def network_for(
 
 
 def _is_target(state: Mapping[str, Tensor]) -> bool:
-    return any(".bn_list." in name or name.startswith("bn_list.") for name in state)
+    return _is_transformer(state) or any(".bn_list." in name or name.startswith("bn_list.") for name in state)
+
+
+def _is_transformer(state: Mapping[str, Tensor]) -> bool:
+    return "patch.weight" in state and "last_norm.weight" in state
 
 
 def _count(tensors: Mapping[str, Tensor]) -> int:
@@ -153,6 +157,8 @@ def _count(tensors: Mapping[str, Tensor]) -> int:
 
 def _build(state: Mapping[str, Tensor], file: Path, statistics: ChannelStatistics | None) -> nn.Module:
     """Build a network of the sizes that the tensors have."""
+    if _is_transformer(state):
+        return _transformer(state, statistics)
     if _is_target(state):
         return _target(state, statistics)
     classes = _classes(state)
@@ -183,6 +189,16 @@ def _target(state: Mapping[str, Tensor], normalize: ChannelStatistics | None) ->
         normalize=normalize,
         **sizes,
     )
+
+
+def _transformer(state: Mapping[str, Tensor], normalize: ChannelStatistics | None) -> nn.Module:
+    found = [int(m[1]) for name in state if (m := re.match(r"blocks\.(\d+)\.", name))]
+    depth = _bounded(state, 1 + max(found, default=0))
+    sizes: dict[str, Any] = {}
+    if "fc.fc1.weight" in state and "fc.fc3.weight" in state:
+        sizes = {"hidden_dim": len(state["fc.fc1.weight"]), "feature_dim": len(state["fc.fc3.weight"])}
+    width, _, _, patch_size = state["patch.weight"].shape
+    return target_vit(width=width, depth=depth, patch_size=patch_size, normalize=normalize, **sizes)
 
 
 def _resnet(state: Mapping[str, Tensor], classes: int, statistics: ChannelStatistics | None) -> nn.Module:

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from astra_env.errors import InputError
+from astra_env.models import Target
 from astra_env.models.layers import ChannelStatistics, Normalize
 from astra_env.models.resnet import BasicBlock, Bottleneck, ResNet, ResNetTrunk
 from astra_env.models.target import TargetNetwork
@@ -27,7 +28,7 @@ class PlainEncoder(ResNetTrunk):
 class BranchEncoder(nn.Module):
     """A target network seen through one branch: images (N, 3, H, W) in [0, 1] -> embeddings (N, embed_dim)."""
 
-    def __init__(self, target: TargetNetwork, branch: str) -> None:
+    def __init__(self, target: Target, branch: str) -> None:
         super().__init__()
         self.target = target
         self.branch = branch

@@ -7,7 +7,11 @@ from astra_env.models.preact_resnet import PreActResNet, preact_resnet18
 from astra_env.models.resnet import ResNet, bottleneck_resnet26, resnet18
 from astra_env.models.strategy_network import StrategyNetwork, strategy_resnet18
 from astra_env.models.target import TargetNetwork, target_resnet18
+from astra_env.models.vit import TransformerTarget, target_vit
 from astra_env.models.wide_resnet import WideResNet, wide_resnet
+
+Target = TargetNetwork | TransformerTarget
+"""What is trained without labels: has ``embed``, ``project``, ``branches`` and ``embed_dim``."""
 
 __all__ = [
     "BRANCHES",
@@ -17,7 +21,9 @@ __all__ = [
     "PreActResNet",
     "ResNet",
     "StrategyNetwork",
+    "Target",
     "TargetNetwork",
+    "TransformerTarget",
     "WideResNet",
     "bottleneck_resnet26",
     "load_official",
@@ -25,5 +31,6 @@ __all__ = [
     "resnet18",
     "strategy_resnet18",
     "target_resnet18",
+    "target_vit",
     "wide_resnet",
 ]

@@ -147,5 +147,5 @@ def initialize(network: nn.Module, generator: torch.Generator | None = None, *, 
             nn.init.uniform_(module.weight, -bound, bound, generator=generator)
             if module.bias is not None:
                 nn.init.uniform_(module.bias, -bound, bound, generator=generator)
-        elif isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d | nn.GroupNorm | Normalize):
+        elif isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d | nn.GroupNorm | nn.LayerNorm | Normalize):
             module.reset_parameters()

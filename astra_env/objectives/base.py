@@ -13,7 +13,7 @@ from astra_env.config import ExperimentConfig
 from astra_env.configuration import load_config
 from astra_env.data import ImageDataset
 from astra_env.errors import CheckpointError, ConfigError
-from astra_env.models import TargetNetwork
+from astra_env.models import Target
 from astra_env.registry import Registry
 from astra_env.strategy import AttackStrategy
 
@@ -55,7 +55,7 @@ class Setting:
     """
 
     config: ExperimentConfig
-    target: TargetNetwork
+    target: Target
     dataset: ImageDataset
     device: torch.device
     total_steps: int
@@ -70,7 +70,7 @@ class Encoder:
         autocast: dtype of the passes; None for float32.
     """
 
-    def __init__(self, network: TargetNetwork, autocast: torch.dtype | None = None) -> None:
+    def __init__(self, network: Target, autocast: torch.dtype | None = None) -> None:
         self.network = network
         self.autocast = autocast
 
@@ -160,7 +160,7 @@ class TrainingObjective:
         """Follow the target network's update, as a momentum encoder does."""
 
     @property
-    def encoder(self) -> TargetNetwork:
+    def encoder(self) -> Target:
         """The network to evaluate."""
         return self.target
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from astra_env.augment import SimCLRAugment
 from astra_env.errors import ConfigError
 from astra_env.losses import interleave, nt_xent
-from astra_env.models import TargetNetwork
+from astra_env.models import Target
 from astra_env.objectives.base import OBJECTIVES, Batch, Encoder, Losses, Setting, TrainingObjective
 from astra_env.state_checks import require_count, require_tensors
 
@@ -52,7 +52,7 @@ class DynACL(TrainingObjective):
             raise ConfigError(f"learner.objective_args.momentum: expected a number in [0, 1), got {options.momentum}")
         if not 0 <= options.swap <= 1:
             raise ConfigError(f"learner.objective_args.swap: expected a number in [0, 1], got {options.swap}")
-        self.momentum_encoder: TargetNetwork = copy.deepcopy(setting.target).requires_grad_(False)
+        self.momentum_encoder: Target = copy.deepcopy(setting.target).requires_grad_(False)
         self._following = Encoder(self.momentum_encoder)
         self.updates = 0
 
@@ -101,12 +101,13 @@ class DynACL(TrainingObjective):
     def after_update(self) -> None:
         """Move the momentum encoder towards the trained network."""
         momentum = min(self.options.momentum, (1 + self.updates) / (10 + self.updates))
-        own, new = list(self.momentum_encoder.parameters()), list(self.target.parameters())
+        own: list[Tensor] = list(self.momentum_encoder.parameters())
+        new: list[Tensor] = list(self.target.parameters())
         torch._foreach_lerp_(own, new, 1 - momentum)
         self.updates += 1
 
     @property
-    def encoder(self) -> TargetNetwork:
+    def encoder(self) -> Target:
         """The momentum encoder."""
         return self.momentum_encoder
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from astra_env.clustering import kmeans_labels
 from astra_env.data import ImageDataset
-from astra_env.models import TargetNetwork
+from astra_env.models import Target
 from astra_env.models.layers import build
 
 THUMBNAIL = 8
@@ -22,7 +22,7 @@ def cluster_counts(wanted: Sequence[int], images: int) -> list[int]:
 
 
 def pseudo_labels(
-    dataset: ImageDataset, counts: Sequence[int], encoder: TargetNetwork | None, seed: int, device: torch.device
+    dataset: ImageDataset, counts: Sequence[int], encoder: Target | None, seed: int, device: torch.device
 ) -> list[Tensor]:
     """Cluster all images once per number of clusters; returns int64 (N,) each, on ``device``.
 
@@ -39,7 +39,7 @@ def label_heads(size: int, counts: Sequence[int], generator: torch.Generator, de
 
 
 @torch.no_grad()
-def _describe(dataset: ImageDataset, rows: Tensor, encoder: TargetNetwork | None, device: torch.device) -> Tensor:
+def _describe(dataset: ImageDataset, rows: Tensor, encoder: Target | None, device: torch.device) -> Tensor:
     images = dataset.gather(rows, device).float() / 255
     if encoder is None:
         return F.adaptive_avg_pool2d(images, THUMBNAIL).flatten(1).cpu()

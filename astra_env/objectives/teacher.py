@@ -6,7 +6,7 @@ from astra_env.building import build_augment
 from astra_env.data import BatchSampler
 from astra_env.errors import Diverged
 from astra_env.losses import nt_xent
-from astra_env.models import TargetNetwork
+from astra_env.models import Target
 from astra_env.objectives.base import Encoder, Setting
 from astra_env.optim import LARS, warmup_cosine
 from astra_env.seeding import derive_seed, generator
@@ -15,7 +15,7 @@ WARMUP = 0.1
 """Share of the steps in which the learning rate rises."""
 
 
-def train_teacher(network: TargetNetwork, setting: Setting, steps: int, learning_rate: float) -> None:
+def train_teacher(network: Target, setting: Setting, steps: int, learning_rate: float) -> None:
     """Train ``network`` in place by NT-Xent of clean views with the run's images, views and batch size; frozen after.
 
     Raises:
