@@ -1,6 +1,7 @@
 """A classifier trained under attacks that somebody else chooses, image by image."""
 
 import copy
+import warnings
 from dataclasses import replace
 
 import pytest
@@ -12,10 +13,13 @@ from astra_env.config import ExperimentConfig
 from astra_env.configuration import load_config
 from astra_env.errors import CheckpointError, ConfigError, Diverged
 from astra_env.learners import training_images
+from astra_env.rewards import make_reward
 from astra_env.seeding import generator
 from astra_env.strategy import AttackStrategy
 from rpat.learner import SupervisedLearner
+from rpat.strategy_config import supervised_config
 from rpat.strategy_learner import StrategyLearner
+from rpat.strategy_rewards import REWARDS
 
 KIND = {"learner.kind": "rpat.strategy_learner:StrategyLearner"}
 WEAK = AttackStrategy.constant(1, 8 / 255, 2, 4 / 255)
@@ -213,3 +217,17 @@ def test_warm_start_takes_the_weights_alone(tmp_path):
 def test_bad_settings_are_named(overrides, message):
     with pytest.raises(ConfigError, match=message):
         make_learner(**overrides)
+
+
+@pytest.mark.parametrize("name", ["supervised_quickstart", "supervised_cifar10"])
+def test_presets_describe_a_training_without_a_warning(name):
+    config = load_config(ExperimentConfig, name)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        settings = supervised_config(config, 50_000)
+    assert (settings.method, settings.epochs, settings.batch_size) == (
+        "pgd_at",
+        config.learner.epochs,
+        config.learner.batch_size,
+    )
+    make_reward(config.learner.reward, config.learner.reward_args, REWARDS)
