@@ -64,7 +64,7 @@ VARIANTS = {
 
 SUITES = {
     "short": ("no_attack", "fixed", "learned"),
-    "issue": ("no_attack", "acl", "dynacl", "random", "paper", "learned", "constant", "cost_aware"),
+    "strategies": ("no_attack", "acl", "dynacl", "random", "paper", "learned", "constant", "cost_aware"),
     "speed": ("exact", "fast"),
     "ablation": ("learned", "no_mixed", "fixed", "single_norm"),
     "methods": ("no_attack", "acl", "dynacl", "rocl", "advcl", "deacl", "barlow", "rocl_astra", "dynacl_astra"),
