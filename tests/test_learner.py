@@ -187,7 +187,7 @@ def test_divergence_is_a_typed_error_that_names_the_step():
 def test_a_checkpoint_of_another_architecture_is_refused_and_changes_nothing():
     learner, wider = make_learner(), make_learner(**{"target.width": 8})
     before = weights(learner)
-    with pytest.raises(CheckpointError, match=r"target\.conv1\.weight: expected float32 \(4, 3, 3, 3\), got float32 \(8"):
+    with pytest.raises(CheckpointError, match=r"target\.conv1\.weight: expected float32 \(4, 3, 3, 3\)"):
         learner.load_state_dict(wider.state_dict())
     assert torch.equal(before, weights(learner))
     with pytest.raises(CheckpointError, match="does not fit"):
