@@ -114,6 +114,10 @@ class LearnerConfig:
     """fp32, or bf16 for autocast with float32 losses and perturbations."""
     channels_last: bool = False
     """Keep the network and the views in channels-last memory order."""
+    accumulate: int = 1
+    """Chunks that a rank's part of the batch is worked off in when memory is short; negatives stay global (GradCache)."""
+    sync_bn: bool = False
+    """Of several processes on CUDA: normalise by the whole batch (SyncBatchNorm); else each by its own rows."""
     fold_batchnorm: bool = False
     """Attack a copy of the network whose BatchNorms are folded into its weights: equal up to rounding, faster."""
 
@@ -166,6 +170,8 @@ class RunConfig:
     """Steps between checkpoints."""
     keep_every: int = 0
     """Steps between checkpoints that are kept for good; 0 to keep only the last ones."""
+    timeout_seconds: float = 600.0
+    """Of several processes: how long each waits for the others before it ends with an error."""
     on_divergence: str = "raise"
     """raise, or rollback: restore the last checkpoint and continue at half the learning rate."""
     threads: int | None = None
@@ -201,6 +207,8 @@ class ExperimentConfig:
         if learner.batch_size < 4 or learner.batch_size % 2:
             raise ConfigError(f"learner.batch_size: expected an even integer >= 4, got {learner.batch_size}")
         _at_least("learner.epochs", learner.epochs, 1)
+        _at_least("learner.accumulate", learner.accumulate, 1)
+        _positive("run.timeout_seconds", self.run.timeout_seconds)
         if learner.total_steps is not None:
             _at_least("learner.total_steps", learner.total_steps, 1)
         _positive("learner.learning_rate", learner.learning_rate)

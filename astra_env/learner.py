@@ -13,11 +13,12 @@ from astra_env.augment import SimCLRAugment
 from astra_env.checkpoint import load_checkpoint
 from astra_env.config import DataConfig, ExperimentConfig, TargetConfig
 from astra_env.data import BatchSampler, ImageDataset, label_fraction, load_dataset
-from astra_env.devices import resolve_device
+from astra_env.distributed import ALONE, SharedGradients, World, average_statistics, with_shared_statistics
+from astra_env.distributed.gradients import CachedFeatures
 from astra_env.errors import CheckpointError, ConfigError
 from astra_env.models import TargetNetwork, load_official, target_resnet18
 from astra_env.models.folded import FoldedTarget
-from astra_env.objectives import OBJECTIVES
+from astra_env.objectives import OBJECTIVES, Encode, Losses
 from astra_env.optim import LARS, warmup_cosine
 from astra_env.report import StepReport
 from astra_env.rewards import RewardInputs, VersusFixed, make_reward
@@ -42,20 +43,34 @@ class ContrastiveLearner:
     Args:
         config: the run's configuration.
         dataset: the images; loaded by ``config.data`` when not given.
+        world: the ranks that train together. Observations, strategies and rewards are those of the whole batch on every
+            rank; views, adversarial views and features are a rank's own rows.
 
     Raises:
         ConfigError, DataError: naming the field that cannot be used.
     """
 
-    def __init__(self, config: ExperimentConfig, dataset: ImageDataset | None = None) -> None:
+    def __init__(
+        self, config: ExperimentConfig, dataset: ImageDataset | None = None, world: World = ALONE
+    ) -> None:
         self.config = config
+        self.world = world
         options = config.learner
-        self.device = resolve_device(config.device)
+        self.device = world.resolve(config.device)
+        self._own_images = own = world.share(options.batch_size)
+        if options.accumulate > own.stop - own.start:
+            raise ConfigError(
+                f"learner.accumulate: expected at most the {own.stop - own.start} images of a process, "
+                f"got {options.accumulate}"
+            )
         self.space = StrategySpace(config.strategy.epsilon, config.strategy.steps, config.strategy.step_size)
         self.objective = OBJECTIVES.get(options.objective)(options)
         self.reward = make_reward(options.reward, options.reward_args)
         self.dataset = dataset if dataset is not None else load_training_images(config.data, self.device)
         self.target = build_target(config.target, config.seed, self.device, options.channels_last)
+        if options.sync_bn:
+            self.target = with_shared_statistics(self.target, self.device, world, "learner.sync_bn")
+        self.gradients = SharedGradients(self.target, world)
         self.augment = _make_augment(config, self.dataset.images.shape[-1])
         self.sampler = BatchSampler(len(self.dataset), options.batch_size, derive_seed(config.seed, "batches"))
         self.view_generator = generator(config.seed, "views")
@@ -99,19 +114,25 @@ class ContrastiveLearner:
         return options.learning_rate * factor * self.learning_rate_scale
 
     def views(self) -> Tensor:
-        """Return the next minibatch: float views (2B, 3, H, W) in [0, 1]; the same ones until :meth:`step`."""
+        """Return the next minibatch: float views (2B, 3, H, W) in [0, 1]; the same ones until :meth:`step`.
+
+        Of several ranks, each makes its own 2B / W of them.
+        """
         if self._views is None:
             self._before_views = {"sampler": self.sampler.state_dict(), "views": self.view_generator.get_state()}
-            images = self.dataset.gather(next(self.sampler), self.device)
-            views = self.augment(images, self.view_generator)
+            own = self._own_images
+            images = self.dataset.gather(next(self.sampler)[own], self.device)
+            views = self.augment(
+                images, self.view_generator, first=own.start, total=self.config.learner.batch_size
+            )
             if self.config.learner.channels_last:
                 views = views.to(memory_format=torch.channels_last)
             self._views = views
         return self._views
 
     def observation(self) -> Tensor:
-        """Return :meth:`views` as uint8, which loses nothing: views lie on the 8-bit grid."""
-        return (self.views() * 255).round_().to(torch.uint8)
+        """Return the views of the whole batch as uint8, which loses nothing: views lie on the 8-bit grid."""
+        return self.world.gather((self.views() * 255).round_().to(torch.uint8))
 
     def step(self, strategy: AttackStrategy) -> StepReport:
         """Train on the next minibatch under ``strategy``: one budget per view, or one for all.
@@ -119,12 +140,12 @@ class ContrastiveLearner:
         Waits for the device once, to learn how many steps each attack has.
         """
         views = self.views()
-        strategy = _for_every_view(strategy, len(views), self.device)
+        strategy = _for_every_view(strategy, self.views_per_step, self.device)
         attack = self._attack(views, strategy) if self.objective.attacked else None
         reward, reward_terms = self._reward(views, strategy, attack)
         adversarial = views if attack is None else attack.adversarial
-        losses = self.objective(self._training_features, views, adversarial)
-        learning_rate, gradient_norm = self.learning_rate, self._differentiate(losses.total)
+        losses = self._differentiate(views, adversarial)
+        learning_rate, gradient_norm = self.learning_rate, self._gradient_norm()
         self._update(learning_rate)
         report = StepReport(
             step=self.step_count,
@@ -135,7 +156,7 @@ class ContrastiveLearner:
                 "loss": losses.total.detach(),
                 **_detached(losses.terms),
                 "grad_norm": gradient_norm,
-                **_attack_terms(attack),
+                **self._attack_terms(attack),
                 **reward_terms,
             },
             views=views,
@@ -204,11 +225,13 @@ class ContrastiveLearner:
         return contrastive_attack(
             self.target,
             views,
-            strategy,
+            self.world.own(strategy),
             generator=self.attack_generator,
             temperature=self.config.learner.temperature,
             autocast=self.autocast,
             forward=folded,
+            world=self.world,
+            chunks=self.config.learner.accumulate,
         )
 
     def _reward(
@@ -216,14 +239,16 @@ class ContrastiveLearner:
     ) -> tuple[Tensor, dict[str, Tensor]]:
         if attack is None or attack.outputs is None:
             return views.new_zeros(()), {}
-        reference = None
+        reference, everyone = None, self.world.gather
         if isinstance(self.reward, VersusFixed):
-            fixed = self.reward.reference(len(views), self.device)
-            reference = self._attack(views, fixed).outputs
+            fixed = self.reward.reference(self.views_per_step, self.device)
+            features = self._attack(views, fixed).outputs
+            reference = None if features is None else everyone(features)
         with frozen(self.target), torch.no_grad():
-            clean = self._features(views, "clean")
+            chunks = views.tensor_split(self.config.learner.accumulate)
+            clean = everyone(torch.cat([self._features(chunk, "clean") for chunk in chunks]))
         temperature = self.config.learner.temperature
-        inputs = RewardInputs(clean, attack.outputs, strategy, temperature, reference)
+        inputs = RewardInputs(clean, everyone(attack.outputs), strategy, temperature, reference)
         return self.reward(inputs), inputs.terms()
 
     def _training_features(self, views: Tensor, branch: str) -> Tensor:
@@ -233,11 +258,25 @@ class ContrastiveLearner:
     def _features(self, views: Tensor, branch: str) -> Tensor:
         with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
             features = self.target(views, branch=branch)
-        return features.float()
+        return features.to(views.dtype)
 
-    def _differentiate(self, loss: Tensor) -> Tensor:
+    def _differentiate(self, views: Tensor, adversarial: Tensor) -> Losses:
+        """Return the losses of the whole batch and leave their gradients at the parameters, alike on every rank."""
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        losses: list[Losses] = []
+
+        def total(encode: Encode) -> Tensor:
+            losses.append(self.objective(self.world.join_with(encode), views, adversarial))
+            return losses[0].total
+
+        if self.config.learner.accumulate > 1:
+            cache = CachedFeatures(self._training_features, self.target, self.config.learner.accumulate)
+            cache.backward(total(cache.encode), self.gradients, joint=True)
+        else:
+            self.gradients.backward(lambda: total(self._training_features), joint=True)
+        return losses[0]
+
+    def _gradient_norm(self) -> Tensor:
         gradients = [p.grad for p in self.target.parameters() if p.grad is not None]
         return torch.nn.utils.get_total_norm(gradients)
 
@@ -245,6 +284,16 @@ class ContrastiveLearner:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         self.optimizer.step()
+        if not self.config.learner.sync_bn:
+            average_statistics(self.target, self.world)
+
+    def _attack_terms(self, attack: AttackResult | None) -> dict[str, Tensor]:
+        if attack is None or self.world.alone:
+            share = None if attack is None else attack.zero_gradient_share
+            return {} if share is None else {"zero_gradient_share": share}
+        share = attack.zero_gradient_share
+        shares = self.world.gather(attack.adversarial.new_tensor([float("nan")]) if share is None else share[None])
+        return {"zero_gradient_share": shares.nanmean().nan_to_num()}
 
 
 def build_target(config: TargetConfig, seed: int, device: torch.device, channels_last: bool = False) -> TargetNetwork:
@@ -301,11 +350,6 @@ def _for_every_view(strategy: AttackStrategy, count: int, device: torch.device) 
     return AttackStrategy(
         strategy.epsilon.expand(count), strategy.steps.expand(count), strategy.step_size.expand(count)
     )
-
-
-def _attack_terms(attack: AttackResult | None) -> dict[str, Tensor]:
-    share = None if attack is None else attack.zero_gradient_share
-    return {} if share is None else {"zero_gradient_share": share}
 
 
 def _detached(terms: dict[str, Tensor]) -> dict[str, Tensor]:

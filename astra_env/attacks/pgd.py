@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from astra_env.attacks.engine import AttackResult, frozen, perturb
 from astra_env.attacks.norms import get_norm
 from astra_env.attacks.objectives import Contrastive, CrossEntropy, Objective
+from astra_env.distributed import ALONE, World
 from astra_env.errors import InputError
 from astra_env.strategy import AttackStrategy, check_pixel_units
 
@@ -69,6 +70,8 @@ def contrastive_attack(
     autocast: torch.dtype | None = None,
     forward: Callable[[Tensor], Tensor] | None = None,
     final_outputs: bool = True,
+    world: World = ALONE,
+    chunks: int = 1,
 ) -> AttackResult:
     """Do what :func:`contrastive_pgd` does and also return the features of the adversarial views.
 
@@ -77,9 +80,12 @@ def contrastive_attack(
             in the views' dtype.
         forward: how to compute features, when not by ``encoder(views, branch=branch)`` (a folded copy of it, say).
         final_outputs: whether to compute the final features.
+        world: the ranks over which the batch is spread: ``views``, ``strategy``, ``init`` and the result are this
+            rank's part, ``generator`` is every rank's alike, and NT-Xent is that of all views.
+        chunks: as in the engine.
     """
     ball = get_norm(norm)
-    delta = init if init is not None else ball.uniform(views, START_RADIUS, generator)
+    delta = init if init is not None else world.own(ball.uniform(world.whole(views), START_RADIUS, generator))
 
     def encode(images: Tensor) -> Tensor:
         with torch.autocast(images.device.type, autocast, enabled=autocast is not None and forward is None):
@@ -88,7 +94,15 @@ def contrastive_attack(
 
     with frozen(encoder):
         return perturb(
-            encode, views, strategy, Contrastive(temperature), norm=ball, delta=delta, final_outputs=final_outputs
+            encode,
+            views,
+            strategy,
+            Contrastive(temperature),
+            norm=ball,
+            delta=delta,
+            final_outputs=final_outputs,
+            world=world,
+            chunks=chunks,
         )
 
 
