@@ -83,15 +83,19 @@ class LearnerConfig:
     """Self-supervised adversarial training of the target network."""
 
     objective: str = "astra"
-    """astra (clean, adversarial and mixed NT-Xent) or simclr (clean views only, no attack)."""
+    """astra, acl, dynacl, rocl, advcl, deacl, barlow, simclr (clean views only, no attack) or module:Class."""
+    objective_args: dict[str, Any] = field(default_factory=dict)
+    """Arguments of the objective."""
     batch_size: int = 512
     """Images per step; each gives two views."""
     epochs: int = 1000
     """Length of the training in epochs."""
     total_steps: int | None = None
     """Length of the training in steps; when given, epochs is ignored."""
+    optimizer: str = "lars"
+    """lars or sgd, both with momentum."""
     learning_rate: float = 5.0
-    """LARS learning rate after warm-up."""
+    """Learning rate after warm-up."""
     momentum: float = 0.9
     """Momentum of the optimiser."""
     weight_decay: float = 1e-6
@@ -105,7 +109,7 @@ class LearnerConfig:
     temperature: float = 0.5
     """Temperature of NT-Xent."""
     mixed_weight: float = 0.5
-    """Weight w of the mixed loss."""
+    """Weight w of the mixed loss of astra and barlow."""
     reward: str = "astra"
     """astra, per_view, vs_fixed, cost_aware, constant or module:attribute."""
     reward_args: dict[str, Any] = field(default_factory=dict)
@@ -115,7 +119,7 @@ class LearnerConfig:
     channels_last: bool = False
     """Keep the network and the views in channels-last memory order."""
     accumulate: int = 1
-    """Chunks that a rank's part of the batch is worked off in when memory is short; negatives stay global (GradCache)."""
+    """Chunks in which a process works off the batch when memory is short; negatives stay global (GradCache)."""
     sync_bn: bool = False
     """Of several processes on CUDA: normalise by the whole batch (SyncBatchNorm); else each by its own rows."""
     fold_batchnorm: bool = False
@@ -215,6 +219,7 @@ class ExperimentConfig:
         _positive("learner.temperature", learner.temperature)
         _positive("learner.mixed_weight", learner.mixed_weight, allow_zero=True)
         _positive("learner.warmup_epochs", learner.warmup_epochs, allow_zero=True)
+        _one_of("learner.optimizer", learner.optimizer, ("lars", "sgd"))
         _one_of("learner.precision", learner.precision, ("fp32", "bf16"))
         _one_of("target.norm", self.target.norm, ("branch", "single", "group"))
         _one_of("target.stem", self.target.stem, ("cifar", "imagenet"))

@@ -9,17 +9,17 @@ import torch
 from torch import Tensor
 
 from astra_env.attacks import AttackResult, contrastive_attack, frozen
-from astra_env.augment import SimCLRAugment
+from astra_env.building import build_augment, build_optimizer, build_target, load_training_images
 from astra_env.checkpoint import load_checkpoint
-from astra_env.config import DataConfig, ExperimentConfig, TargetConfig
-from astra_env.data import BatchSampler, ImageDataset, label_fraction, load_dataset
+from astra_env.config import ExperimentConfig
+from astra_env.data import BatchSampler, ImageDataset
 from astra_env.distributed import ALONE, SharedGradients, World, average_statistics, with_shared_statistics
-from astra_env.distributed.gradients import CachedFeatures
 from astra_env.errors import CheckpointError, ConfigError
-from astra_env.models import TargetNetwork, load_official, target_resnet18
+from astra_env.models import TargetNetwork, load_official
 from astra_env.models.folded import FoldedTarget
-from astra_env.objectives import OBJECTIVES, Encode, Losses
-from astra_env.optim import LARS, warmup_cosine
+from astra_env.objectives import Batch, Encoder, Setting, objective_factory
+from astra_env.objectives.spread import differentiate, require_spreadable
+from astra_env.optim import warmup_cosine
 from astra_env.report import StepReport
 from astra_env.rewards import RewardInputs, VersusFixed, make_reward
 from astra_env.seeding import derive_seed, generator
@@ -28,8 +28,10 @@ from astra_env.state_checks import (
     one_line,
     require_count,
     require_generator_state,
+    require_mapping,
     require_optimizer_state,
     require_scale,
+    require_tensor,
 )
 from astra_env.strategy import AttackStrategy, StrategySpace
 
@@ -50,44 +52,42 @@ class ContrastiveLearner:
         ConfigError, DataError: naming the field that cannot be used.
     """
 
-    def __init__(
-        self, config: ExperimentConfig, dataset: ImageDataset | None = None, world: World = ALONE
-    ) -> None:
+    def __init__(self, config: ExperimentConfig, dataset: ImageDataset | None = None, world: World = ALONE) -> None:
         self.config = config
         self.world = world
         options = config.learner
         self.device = world.resolve(config.device)
-        self._own_images = own = world.share(options.batch_size)
-        if options.accumulate > own.stop - own.start:
-            raise ConfigError(
-                f"learner.accumulate: expected at most the {own.stop - own.start} images of a process, "
-                f"got {options.accumulate}"
-            )
         self.space = StrategySpace(config.strategy.epsilon, config.strategy.steps, config.strategy.step_size)
-        self.objective = OBJECTIVES.get(options.objective)(options)
+        make_objective = objective_factory(config)
         self.reward = make_reward(options.reward, options.reward_args)
         self.dataset = dataset if dataset is not None else load_training_images(config.data, self.device)
         self.target = build_target(config.target, config.seed, self.device, options.channels_last)
         if options.sync_bn:
             self.target = with_shared_statistics(self.target, self.device, world, "learner.sync_bn")
-        self.gradients = SharedGradients(self.target, world)
-        self.augment = _make_augment(config, self.dataset.images.shape[-1])
+        self.base_augment = build_augment(config, self.dataset.images.shape[-1])
         self.sampler = BatchSampler(len(self.dataset), options.batch_size, derive_seed(config.seed, "batches"))
         self.view_generator = generator(config.seed, "views")
         self.attack_generator = generator(config.seed, "attack", self.device)
-        self.optimizer = LARS(
-            self.target.parameters(),
-            lr=options.learning_rate,
-            momentum=options.momentum,
-            weight_decay=options.weight_decay,
-            trust_coefficient=options.trust_coefficient,
-        )
         self.autocast = torch.bfloat16 if options.precision == "bf16" else None
         self.total_steps = options.total_steps or options.epochs * self.steps_per_epoch
         self.warmup_steps = min(round(options.warmup_epochs * self.steps_per_epoch), self.total_steps)
+        self.objective = make_objective(
+            Setting(config, self.target, self.dataset, self.device, self.total_steps, self.steps_per_epoch, world)
+        )
+        require_spreadable(self.objective, options, world)
+        if options.fold_batchnorm and not self.objective.foldable:
+            raise ConfigError(
+                f"learner.fold_batchnorm: learner.objective {options.objective!r} attacks more than the projected "
+                "features, which a folded copy does not have; switch it off"
+            )
+        self.encode = Encoder(self.target, self.autocast)
+        parameters = [*self.target.parameters(), *self.objective.parameters()]
+        self.optimizer = build_optimizer(options, parameters)
+        self.gradients = SharedGradients(parameters, world)
         self.learning_rate_scale = 1.0
         self.step_count = 0
-        self._views: Tensor | None = None
+        self.attack_steps = torch.zeros((), dtype=torch.int64, device=self.device)
+        self._batch: Batch | None = None
         self._before_views: dict[str, Any] = {}
 
     @property
@@ -113,22 +113,33 @@ class ContrastiveLearner:
         factor = warmup_cosine(self.step_count, self.total_steps, self.warmup_steps, final)
         return options.learning_rate * factor * self.learning_rate_scale
 
+    @property
+    def encoder(self) -> TargetNetwork:
+        """The network to evaluate: the target network, or what the objective makes of it."""
+        return self.objective.encoder
+
     def views(self) -> Tensor:
         """Return the next minibatch: float views (2B, 3, H, W) in [0, 1]; the same ones until :meth:`step`.
 
         Of several ranks, each makes its own 2B / W of them.
         """
-        if self._views is None:
+        return self.batch().views
+
+    def batch(self) -> Batch:
+        """Return the next minibatch; the same one until :meth:`step`."""
+        if self._batch is None:
             self._before_views = {"sampler": self.sampler.state_dict(), "views": self.view_generator.get_state()}
-            own = self._own_images
-            images = self.dataset.gather(next(self.sampler)[own], self.device)
-            views = self.augment(
-                images, self.view_generator, first=own.start, total=self.config.learner.batch_size
-            )
+            indices = next(self.sampler)
+            views = self.augment(self.dataset.gather(self.world.own(indices), self.device))
             if self.config.learner.channels_last:
                 views = views.to(memory_format=torch.channels_last)
-            self._views = views
-        return self._views
+            self._batch = Batch(views, indices)
+        return self._batch
+
+    def augment(self, images: Tensor) -> Tensor:
+        """Make the two views of this rank's images (B / W, 3, H, W) uint8 as the objective wants them in this step."""
+        augment, total = self.objective.augmentation(self.base_augment, self.step_count), self.config.learner.batch_size
+        return augment(images, self.view_generator, first=self.world.share(total).start, total=total)
 
     def observation(self) -> Tensor:
         """Return the views of the whole batch as uint8, which loses nothing: views lie on the 8-bit grid."""
@@ -139,12 +150,14 @@ class ContrastiveLearner:
 
         Waits for the device once, to learn how many steps each attack has.
         """
-        views = self.views()
-        strategy = _for_every_view(strategy, self.views_per_step, self.device)
-        attack = self._attack(views, strategy) if self.objective.attacked else None
-        reward, reward_terms = self._reward(views, strategy, attack)
+        self.objective.prepare()
+        batch, views = self.batch(), self.views()
+        strategy = self.objective.budgets(_for_every_view(strategy, self.views_per_step, self.device))
+        attack = self._attack(batch, strategy) if self.objective.attacked else None
+        reward, reward_terms = self._reward(batch, strategy, attack)
         adversarial = views if attack is None else attack.adversarial
-        losses = self._differentiate(views, adversarial)
+        self.optimizer.zero_grad(set_to_none=True)
+        losses = differentiate(self.objective, self.encode, batch, adversarial, self.gradients)
         learning_rate, gradient_norm = self.learning_rate, self._gradient_norm()
         self._update(learning_rate)
         report = StepReport(
@@ -156,13 +169,13 @@ class ContrastiveLearner:
                 "loss": losses.total.detach(),
                 **_detached(losses.terms),
                 "grad_norm": gradient_norm,
-                **self._attack_terms(attack),
+                **_attack_terms(attack, self.world),
                 **reward_terms,
             },
             views=views,
             adversarial=adversarial,
         )
-        self._views = None
+        self._batch = None
         self.step_count += 1
         return report
 
@@ -173,9 +186,11 @@ class ContrastiveLearner:
             "optimizer": self.optimizer.state_dict(),
             "step": self.step_count,
             "learning_rate_scale": self.learning_rate_scale,
-            "sampler": self.sampler.state_dict() if self._views is None else self._before_views["sampler"],
-            "view_generator": self.view_generator.get_state() if self._views is None else self._before_views["views"],
+            "sampler": self.sampler.state_dict() if self._batch is None else self._before_views["sampler"],
+            "view_generator": self.view_generator.get_state() if self._batch is None else self._before_views["views"],
             "attack_generator": self.attack_generator.get_state().cpu(),
+            "attack_steps": self.attack_steps.cpu(),
+            "objective": self.objective.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -192,7 +207,7 @@ class ContrastiveLearner:
             if isinstance(error, CheckpointError):
                 raise
             raise CheckpointError(f"checkpoint: does not fit this learner ({one_line(error)})") from error
-        self._views = None
+        self._batch = None
 
     def warm_start(self, path: str | Path) -> None:
         """Take over the target network's weights of a checkpoint and nothing else of it."""
@@ -208,6 +223,8 @@ class ContrastiveLearner:
         require_generator_state("attack_generator", state["attack_generator"], self.attack_generator)
         require_count("step", state["step"])
         require_scale("learning_rate_scale", state.get("learning_rate_scale"))
+        require_tensor("attack_steps", state.get("attack_steps", self.attack_steps), self.attack_steps)
+        self.objective.check_state(require_mapping("objective", state.get("objective", {})))
 
     def _take_state(self, state: Mapping[str, Any]) -> None:
         load_official(self.target, state["target"])
@@ -217,68 +234,53 @@ class ContrastiveLearner:
         self.attack_generator.set_state(state["attack_generator"].cpu())
         self.step_count = state["step"]
         self.learning_rate_scale = float(state["learning_rate_scale"])
+        self.attack_steps = torch.as_tensor(state.get("attack_steps", 0), device=self.device).clone()
+        self.objective.load_state_dict(state.get("objective", {}))
 
-    def _attack(self, views: Tensor, strategy: AttackStrategy) -> AttackResult:
-        folded = None
-        if self.config.learner.fold_batchnorm:
-            folded = FoldedTarget(self.target, "adv", self.autocast or torch.float32)
+    def _attack(self, batch: Batch, strategy: AttackStrategy) -> AttackResult:
+        self.attack_steps = self.attack_steps + strategy.steps.sum()
+        folded = self.config.learner.fold_batchnorm
         return contrastive_attack(
             self.target,
-            views,
+            batch.views,
             self.world.own(strategy),
             generator=self.attack_generator,
-            temperature=self.config.learner.temperature,
-            autocast=self.autocast,
-            forward=folded,
+            autocast=None if folded else self.autocast,
+            forward=self._folded() if folded else lambda views: self.objective.outputs(views, "adv"),
+            objective=self.objective.attack_goal(batch),
             world=self.world,
             chunks=self.config.learner.accumulate,
         )
 
+    def _folded(self) -> FoldedTarget:
+        return FoldedTarget(self.target, "adv", self.autocast or torch.float32)
+
     def _reward(
-        self, views: Tensor, strategy: AttackStrategy, attack: AttackResult | None
+        self, batch: Batch, strategy: AttackStrategy, attack: AttackResult | None
     ) -> tuple[Tensor, dict[str, Tensor]]:
+        views = batch.views
         if attack is None or attack.outputs is None:
             return views.new_zeros(()), {}
-        reference, everyone = None, self.world.gather
+        objective, reference = self.objective, None
         if isinstance(self.reward, VersusFixed):
-            fixed = self.reward.reference(self.views_per_step, self.device)
-            features = self._attack(views, fixed).outputs
-            reference = None if features is None else everyone(features)
+            fixed = objective.budgets(self.reward.reference(self.views_per_step, self.device))
+            outputs = self._attack(batch, fixed).outputs
+            reference = None if outputs is None else objective.features(self.world.gather(outputs))
         with frozen(self.target), torch.no_grad():
-            chunks = views.tensor_split(self.config.learner.accumulate)
-            clean = everyone(torch.cat([self._features(chunk, "clean") for chunk in chunks]))
-        temperature = self.config.learner.temperature
-        inputs = RewardInputs(clean, everyone(attack.outputs), strategy, temperature, reference)
+            clean = objective.features(self.world.gather(self._clean_outputs(views)))
+        adv = objective.features(self.world.gather(attack.outputs))
+        inputs = RewardInputs(clean, adv, strategy, self.config.learner.temperature, reference)
         return self.reward(inputs), inputs.terms()
 
-    def _training_features(self, views: Tensor, branch: str) -> Tensor:
-        self.target.train()
-        return self._features(views, branch)
-
-    def _features(self, views: Tensor, branch: str) -> Tensor:
+    def _clean_outputs(self, views: Tensor) -> Tensor:
+        chunks = views.tensor_split(self.config.learner.accumulate)
         with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
-            features = self.target(views, branch=branch)
-        return features.to(views.dtype)
-
-    def _differentiate(self, views: Tensor, adversarial: Tensor) -> Losses:
-        """Return the losses of the whole batch and leave their gradients at the parameters, alike on every rank."""
-        self.optimizer.zero_grad(set_to_none=True)
-        losses: list[Losses] = []
-
-        def total(encode: Encode) -> Tensor:
-            losses.append(self.objective(self.world.join_with(encode), views, adversarial))
-            return losses[0].total
-
-        if self.config.learner.accumulate > 1:
-            cache = CachedFeatures(self._training_features, self.target, self.config.learner.accumulate)
-            cache.backward(total(cache.encode), self.gradients, joint=True)
-        else:
-            self.gradients.backward(lambda: total(self._training_features), joint=True)
-        return losses[0]
+            outputs = [self.objective.outputs(chunk, self.objective.clean_branch) for chunk in chunks]
+        return torch.cat(outputs).to(views.dtype)
 
     def _gradient_norm(self) -> Tensor:
-        gradients = [p.grad for p in self.target.parameters() if p.grad is not None]
-        return torch.nn.utils.get_total_norm(gradients)
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        return torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
 
     def _update(self, learning_rate: float) -> None:
         for group in self.optimizer.param_groups:
@@ -286,61 +288,7 @@ class ContrastiveLearner:
         self.optimizer.step()
         if not self.config.learner.sync_bn:
             average_statistics(self.target, self.world)
-
-    def _attack_terms(self, attack: AttackResult | None) -> dict[str, Tensor]:
-        if attack is None or self.world.alone:
-            share = None if attack is None else attack.zero_gradient_share
-            return {} if share is None else {"zero_gradient_share": share}
-        share = attack.zero_gradient_share
-        shares = self.world.gather(attack.adversarial.new_tensor([float("nan")]) if share is None else share[None])
-        return {"zero_gradient_share": shares.nanmean().nan_to_num()}
-
-
-def build_target(config: TargetConfig, seed: int, device: torch.device, channels_last: bool = False) -> TargetNetwork:
-    """Build the target network of a configuration; its weights depend on the seed alone, not on the device."""
-    target = target_resnet18(
-        width=config.width,
-        blocks=config.blocks,
-        feature_dim=config.feature_dim,
-        hidden_dim=config.hidden_dim,
-        stem=config.stem,
-        norm=config.norm,
-        generator=generator(seed, "target"),
-    ).to(device)
-    return target.to(memory_format=torch.channels_last) if channels_last else target  # type: ignore[call-overload]
-
-
-def load_training_images(config: DataConfig, device: torch.device, split: str = "pretrain") -> ImageDataset:
-    """Load one split of the configured data set, cut to ``max_images`` when that is set."""
-    dataset = load_dataset(
-        config.name,
-        split,
-        root=config.root,
-        download=config.download,
-        image_size=config.image_size,
-        device=device,
-        max_device_bytes=config.device_budget_mib << 20,
-        max_host_bytes=config.host_budget_mib << 20,
-    )
-    if config.max_images is None or config.max_images >= len(dataset) or split == "test":
-        return dataset
-    if config.max_images < 1:
-        raise ConfigError(f"data.max_images: expected an integer >= 1, got {config.max_images}")
-    if dataset.classes and config.max_images >= len(dataset.classes):
-        return label_fraction(dataset, config.max_images / len(dataset), seed=0)
-    return dataset.subset(torch.arange(config.max_images))
-
-
-def _make_augment(config: ExperimentConfig, native_size: int) -> SimCLRAugment:
-    options = config.views
-    return SimCLRAugment(
-        image_size=options.size or native_size,
-        crop_scale=options.crop_scale,
-        flip_probability=options.flip_probability,
-        jitter=options.jitter,
-        jitter_probability=options.jitter_probability,
-        grayscale_probability=options.grayscale_probability,
-    )
+        self.objective.after_update()
 
 
 def _for_every_view(strategy: AttackStrategy, count: int, device: torch.device) -> AttackStrategy:
@@ -350,6 +298,11 @@ def _for_every_view(strategy: AttackStrategy, count: int, device: torch.device) 
     return AttackStrategy(
         strategy.epsilon.expand(count), strategy.steps.expand(count), strategy.step_size.expand(count)
     )
+
+
+def _attack_terms(attack: AttackResult | None, world: World) -> dict[str, Tensor]:
+    share = None if attack is None else world.mean_of_known(attack.zero_gradient_share)
+    return {} if share is None else {"zero_gradient_share": share}
 
 
 def _detached(terms: dict[str, Tensor]) -> dict[str, Tensor]:

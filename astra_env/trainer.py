@@ -121,6 +121,7 @@ class Trainer:
             "steps": self.learner.step_count,
             "final": metrics[-1] if metrics else {},
             "probe": None if result is None else probe_summary(result),
+            "attack_steps": int(self.learner.attack_steps),
             "rollbacks": self.rollbacks,
             "parameters": sum(p.numel() for p in self.learner.target.parameters()),
             "timing": self._timing(),
@@ -248,7 +249,7 @@ class Trainer:
     def _probe(self) -> ProbeResult:
         options, data, device = self.config.probe, self.config.data, self.learner.device
         return probe(
-            self.learner.target,
+            self.learner.encoder,
             load_training_images(data, device, "train"),
             load_training_images(data, device, "test"),
             branch=self.learner.objective.branch,

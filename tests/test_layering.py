@@ -11,13 +11,13 @@ ROOT = Path(__file__).resolve().parent.parent
 BELOW_ENVS = (
     "strategy", "losses", "rewards", "attacks", "augment", "data", "models", "optim", "objectives", "learner",
     "config", "configuration", "checkpoint", "run_directory", "trainer", "interaction", "protocols", "report",
-    "evaluation", "plotting", "seeding", "devices", "errors", "registry", "interrupts", "strategy_counts",
+    "evaluation", "plotting", "seeding", "devices", "errors", "registry", "interrupts", "strategy_counts", "building",
 )  # fmt: skip
 LEVELS = [
     {"errors", "registry", "seeding", "devices", "interrupts", "checkpoint"},
     {"strategy", "losses", "optim", "config", "configuration"},
     {"attacks", "augment", "models", "data", "rewards", "objectives", "report", "protocols", "run_directory"},
-    {"learner", "interaction", "strategy_counts"},
+    {"building", "learner", "interaction", "strategy_counts"},
     {"evaluation", "envs"},
 ]
 

@@ -69,6 +69,7 @@ def contrastive_attack(
     norm: str = "linf",
     autocast: torch.dtype | None = None,
     forward: Callable[[Tensor], Tensor] | None = None,
+    objective: Objective | None = None,
     final_outputs: bool = True,
     world: World = ALONE,
     chunks: int = 1,
@@ -79,6 +80,7 @@ def contrastive_attack(
         autocast: run the encoder's forward and backward passes in this dtype; features, loss and perturbation stay
             in the views' dtype.
         forward: how to compute features, when not by ``encoder(views, branch=branch)`` (a folded copy of it, say).
+        objective: what to maximise, of the features of all views; default NT-Xent at ``temperature``.
         final_outputs: whether to compute the final features.
         world: the ranks over which the batch is spread: ``views``, ``strategy``, ``init`` and the result are this
             rank's part, ``generator`` is every rank's alike, and NT-Xent is that of all views.
@@ -88,16 +90,17 @@ def contrastive_attack(
     delta = init if init is not None else world.own(ball.uniform(world.whole(views), START_RADIUS, generator))
 
     def encode(images: Tensor) -> Tensor:
-        with torch.autocast(images.device.type, autocast, enabled=autocast is not None and forward is None):
+        with torch.autocast(images.device.type, autocast, enabled=autocast is not None):
             features = encoder(images, branch=branch) if forward is None else forward(images)
         return features.to(images.dtype)
 
+    goal = objective if objective is not None else Contrastive(temperature)
     with frozen(encoder):
         return perturb(
             encode,
             views,
             strategy,
-            Contrastive(temperature),
+            goal,
             norm=ball,
             delta=delta,
             final_outputs=final_outputs,

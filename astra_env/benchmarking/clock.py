@@ -59,11 +59,14 @@ def attach(learner: ContrastiveLearner, clock: Clock) -> None:
 
 
 class _Objective:
-    """An objective whose calls are timed."""
+    """An objective whose losses are timed; everything else is the objective's own."""
 
     def __init__(self, objective: Any, clock: Clock) -> None:
-        self.attacked, self.branch = objective.attacked, objective.branch
+        self._inner = objective
         self._call = clock.wrap("train", objective)
 
     def __call__(self, *arguments: Any) -> Any:
         return self._call(*arguments)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)

@@ -58,7 +58,7 @@ class Contestant:
         with torch.no_grad():
             forward = _count(lambda: learner.target(views, branch="adv"))
         strategy = self._strategy()
-        attack = _count(lambda: learner._attack(views, strategy)) / forward
+        attack = _count(lambda: learner._attack(learner.batch(), strategy)) / forward
         return {
             "attack": attack,
             "step": _count(lambda: learner.step(strategy)) / forward,
@@ -76,7 +76,7 @@ class Contestant:
 
         views = learner.views()
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            losses = learner.objective(learner._training_features, views, views)
+            losses = learner.objective(learner.encode, learner.batch(), views)
         parameters = {p.untyped_storage().data_ptr() for p in learner.target.parameters()}
         del losses
         return sum(size for pointer, size in seen.items() if pointer not in parameters) / len(views)

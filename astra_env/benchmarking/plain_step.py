@@ -6,12 +6,12 @@ computed again for the reward, and the optimiser walks over the parameters one b
 """
 
 import torch
-from torch import Tensor
 
 from astra_env.attacks import AttackResult
 from astra_env.attacks.pgd import START_RADIUS
 from astra_env.learner import ContrastiveLearner
 from astra_env.losses import nt_xent
+from astra_env.objectives import Batch
 from astra_env.report import StepReport
 from astra_env.strategy import AttackStrategy, StrategySpace
 
@@ -23,7 +23,8 @@ class PlainLearner(ContrastiveLearner):
         """Train on the next minibatch, converting the strategy view by view as the official loop does."""
         return super().step(convert_one_by_one(self.space, strategy))
 
-    def _attack(self, views: Tensor, strategy: AttackStrategy) -> AttackResult:
+    def _attack(self, batch: Batch, strategy: AttackStrategy) -> AttackResult:
+        views = batch.views
         self.target.eval()
         epsilon = strategy.epsilon.view(-1, 1, 1, 1)
         step_size = strategy.step_size.view(-1, 1, 1, 1)

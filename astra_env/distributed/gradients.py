@@ -1,7 +1,7 @@
 """Parameter gradients of a loss that is spread over ranks, and over chunks of a batch that memory cannot hold."""
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -20,9 +20,9 @@ Encode = Callable[[Tensor, str], Tensor]
 class _Call(nn.Module):
     """A module whose forward pass is whatever function it is given; it owns the parameters that the function uses."""
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, parameters: Iterable[nn.Parameter]) -> None:
         super().__init__()
-        self.module = module
+        self.used = nn.ParameterList(parameters)
 
     def forward(self, compute: Callable[[], Tensor]) -> Tensor:
         return compute()
@@ -37,15 +37,15 @@ class SharedGradients:
     (:func:`astra_env.distributed.average_statistics`).
     """
 
-    def __init__(self, module: nn.Module, world: World) -> None:
-        self._world = world
+    def __init__(self, parameters: Iterable[nn.Parameter], world: World) -> None:
+        self.world = world
         self._parallel: DistributedDataParallel | None = None
         if not world.alone:
             with warnings.catch_warnings():
                 # Newer versions have another name for broadcast_buffers, which older ones do not know.
                 warnings.simplefilter("ignore", FutureWarning)
                 self._parallel = DistributedDataParallel(
-                    _Call(module), broadcast_buffers=False, find_unused_parameters=True
+                    _Call(parameters), broadcast_buffers=False, find_unused_parameters=True
                 )
             self._parallel.register_comm_hook(world, _counted_mean)
 
@@ -63,7 +63,7 @@ class SharedGradients:
             return
         with nullcontext() if last else self._parallel.no_sync():
             loss: Tensor = self._parallel(compute)
-            (loss * self._world.size if joint else loss).backward()  # type: ignore[no-untyped-call]
+            (loss * self.world.size if joint else loss).backward()  # type: ignore[no-untyped-call]
 
 
 def _counted_mean(world: World, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
@@ -107,13 +107,16 @@ class CachedFeatures:
         self._encoded.append(_Encoded(views, branch, features))
         return features
 
-    def backward(self, loss: Tensor, gradients: SharedGradients, *, joint: bool = True) -> None:
-        """Feed the gradient of ``loss`` with respect to all features through the network, chunk by chunk."""
-        signals = torch.autograd.grad(loss, [entry.features for entry in self._encoded], allow_unused=True)
-        used = [(entry, signal) for entry, signal in zip(self._encoded, signals, strict=True) if signal is not None]
+    def backward(self, compute: Callable[[], Tensor], gradients: SharedGradients) -> None:
+        """Differentiate the loss of all ranks' rows that ``compute`` makes from :meth:`encode`'s features.
+
+        What else it uses, such as a head of its own on the features, gets its gradient in the first pass.
+        """
+        gradients.backward(compute, joint=True, last=False)
+        used = [(entry, entry.features.grad) for entry in self._encoded if entry.features.grad is not None]
         for chunk in range(self._chunks):
             last = chunk + 1 == self._chunks
-            gradients.backward(partial(self._surrogate, used, chunk), joint=joint, last=last)
+            gradients.backward(partial(self._surrogate, used, chunk), last=last)
         self._encoded.clear()
 
     def _surrogate(self, used: list[tuple[_Encoded, Tensor]], chunk: int) -> Tensor:

@@ -65,7 +65,7 @@ def joined(local_rank: int = 0, device: torch.device | None = None) -> World:
     Raises ConfigError when there is none.
     """
     if not dist.is_initialized():
-        raise ConfigError("distributed: there is no process group; start with torchrun, inside astra_env.distributed.start")
+        raise ConfigError("distributed: there is no process group; use torchrun and astra_env.distributed.start")
     if device is None:
         cuda = dist.get_backend() == "nccl"
         device = torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")

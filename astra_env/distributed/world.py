@@ -1,7 +1,7 @@
 """The ranks of a run and how they exchange rows, numbers and decisions."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -35,7 +35,7 @@ class World:
     rank: int = 0
     size: int = 1
     local_rank: int = 0
-    device: torch.device = torch.device("cpu")
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     traffic: Counter[str] = field(default_factory=Counter)
 
     @property
@@ -105,10 +105,6 @@ class World:
         rows = self.gather(own)
         return torch.cat((rows[: mine.start], own, rows[mine.stop :]))
 
-    def join_with(self, encode: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        """Return ``encode`` with :meth:`join` behind it: features of own rows become features of the whole batch."""
-        return encode if self.alone else lambda *arguments: self.join(encode(*arguments))
-
     def same(self, value: Rows) -> Rows:
         """Return rank 0's tensor or array; the others give one of the same shape and dtype."""
         if self.alone:
@@ -122,6 +118,13 @@ class World:
     def mean(self, value: Tensor) -> Tensor:
         """Return the ranks' mean of a small tensor, without gradient."""
         return value if self.alone else self.total(value) / self.size
+
+    def mean_of_known(self, value: Tensor | None) -> Tensor | None:
+        """Return the mean of a scalar over the ranks that know it; zero where none does, as one rank's None."""
+        if self.alone:
+            return value
+        known = torch.tensor(float("nan")) if value is None else value.float()
+        return self.gather(known[None].to(self.device)).nanmean().nan_to_num()
 
     def total(self, value: Tensor) -> Tensor:
         """Return the ranks' sum of a small tensor, without gradient."""

@@ -28,12 +28,10 @@ class PreciseLearner(ContrastiveLearner):
     def __init__(self, *arguments: Any, **options: Any) -> None:
         torch.set_default_dtype(torch.float64)
         super().__init__(*arguments, **options)
-
-    def views(self) -> torch.Tensor:
         torch.set_default_dtype(torch.float32)
-        views = super().views().double()
-        torch.set_default_dtype(torch.float64)
-        return views
+
+    def augment(self, images: torch.Tensor) -> torch.Tensor:
+        return super().augment(images).double()
 
 
 def learner_and_policy(world: World, **overrides: Any) -> tuple[PreciseLearner, Any]:
@@ -101,11 +99,11 @@ def unused_branch(world: World) -> torch.Tensor:
     return weights(learner.target)
 
 
-def train(world: World, folder: Path, until: int, resume: bool = False) -> dict[str, Any]:
-    """Run the trainer in ``folder`` up to a step and save, as a signal after it would have it."""
+def train(world: World, place: Path, until: int, resume: bool = False) -> dict[str, Any]:
+    """Run the trainer in ``place`` up to a step and save, as a signal after it would have it."""
     learner, policy = learner_and_policy(world)
     config = learner.config
-    with SharedRun(world, folder, lambda: RunDirectory(folder, to_yaml(config), resume=resume)) as run:
+    with SharedRun(world, place, lambda: RunDirectory(place, to_yaml(config), resume=resume)) as run:
         trainer = Trainer(config, learner, policy, run, progress=False)
         assert trainer.restore() == resume
         began = learner.step_count

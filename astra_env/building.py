@@ -1,0 +1,77 @@
+"""From a configuration to the parts of a learner: network, images, augmentation, optimiser."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+from astra_env.augment import SimCLRAugment
+from astra_env.config import DataConfig, ExperimentConfig, LearnerConfig, TargetConfig
+from astra_env.data import ImageDataset, label_fraction, load_dataset
+from astra_env.errors import ConfigError
+from astra_env.models import TargetNetwork, target_resnet18
+from astra_env.optim import LARS
+from astra_env.seeding import generator
+
+
+def build_target(config: TargetConfig, seed: int, device: torch.device, channels_last: bool = False) -> TargetNetwork:
+    """Build the target network of a configuration; its weights depend on the seed alone, not on the device."""
+    target = target_resnet18(
+        width=config.width,
+        blocks=config.blocks,
+        feature_dim=config.feature_dim,
+        hidden_dim=config.hidden_dim,
+        stem=config.stem,
+        norm=config.norm,
+        generator=generator(seed, "target"),
+    ).to(device)
+    return target.to(memory_format=torch.channels_last) if channels_last else target  # type: ignore[call-overload]
+
+
+def load_training_images(config: DataConfig, device: torch.device, split: str = "pretrain") -> ImageDataset:
+    """Load one split of the configured data set, cut to ``max_images`` when that is set."""
+    dataset = load_dataset(
+        config.name,
+        split,
+        root=config.root,
+        download=config.download,
+        image_size=config.image_size,
+        device=device,
+        max_device_bytes=config.device_budget_mib << 20,
+        max_host_bytes=config.host_budget_mib << 20,
+    )
+    if config.max_images is None or config.max_images >= len(dataset) or split == "test":
+        return dataset
+    if config.max_images < 1:
+        raise ConfigError(f"data.max_images: expected an integer >= 1, got {config.max_images}")
+    if dataset.classes and config.max_images >= len(dataset.classes):
+        return label_fraction(dataset, config.max_images / len(dataset), seed=0)
+    return dataset.subset(torch.arange(config.max_images))
+
+
+def build_augment(config: ExperimentConfig, native_size: int) -> SimCLRAugment:
+    """Build the augmentation of a configuration for images of ``native_size`` pixels."""
+    options = config.views
+    return SimCLRAugment(
+        image_size=options.size or native_size,
+        crop_scale=options.crop_scale,
+        flip_probability=options.flip_probability,
+        jitter=options.jitter,
+        jitter_probability=options.jitter_probability,
+        grayscale_probability=options.grayscale_probability,
+    )
+
+
+def build_optimizer(config: LearnerConfig, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+    """Build the optimiser of a configuration."""
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(
+            parameters, lr=config.learning_rate, momentum=config.momentum, weight_decay=config.weight_decay
+        )
+    return LARS(
+        parameters,
+        lr=config.learning_rate,
+        momentum=config.momentum,
+        weight_decay=config.weight_decay,
+        trust_coefficient=config.trust_coefficient,
+    )
