@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from astra_env.data import BatchSampler, ImageDataset
+from astra_env.distributed import ALONE, SharedGradients, World, average_statistics, with_shared_statistics
 from astra_env.errors import CheckpointError, Diverged
 from astra_env.seeding import derive_seed, generator
 from astra_env.state_checks import (
@@ -34,6 +35,7 @@ class SupervisedLearner:
         config: resolved configuration.
         train: labelled training images, without the validation slice.
         device: where the network lives.
+        world: the ranks that train together; each works on its own rows of every batch.
 
     Attributes:
         model: the classifier.
@@ -42,7 +44,9 @@ class SupervisedLearner:
         learning_rate_scale: factor on the learning rate, lowered when a run that diverged was rolled back.
     """
 
-    def __init__(self, config: RPATConfig, train: ImageDataset, device: torch.device) -> None:
+    def __init__(self, config: RPATConfig, train: ImageDataset, device: torch.device, world: World = ALONE) -> None:
+        world.share(config.batch_size, "batch_size")
+        self.world = world
         self.config = config
         self.train = train
         self.device = device
@@ -52,6 +56,9 @@ class SupervisedLearner:
         self.memory_format: torch.memory_format = memory
         network = build_network(config.network, train, config.seed)
         self.model: nn.Module = network.to(device=device).to(memory_format=memory)  # type: ignore[call-overload]
+        if config.sync_bn:
+            self.model = with_shared_statistics(self.model, device, world, "sync_bn")
+        self.gradients = SharedGradients(self.model.parameters(), world)
         self.optimizer = torch.optim.SGD(
             self.model.parameters(),
             lr=config.optimizer.learning_rate,
@@ -99,20 +106,28 @@ class SupervisedLearner:
         self._begin(epoch)
         step = self._next_step(epoch)
         step.adversarial = self.method.attack(step)
-        terms = self.method.terms(step)
-        loss = torch.stack(list(terms.values())).sum()
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        self._require_finite(loss)
+        terms = self._differentiate(step)
+        self._require_finite(terms["loss"])
         self.optimizer.step()
+        if not self.config.sync_bn:
+            average_statistics(self.model, self.world)
         if self.average is not None:
             self.average.update_parameters(self.model)
         self.steps_done += 1
-        return {
-            "loss": loss.detach(),
-            **{f"loss_{name}": term.detach() for name, term in terms.items()},
-            **_signs(step),
-        }
+        return {**terms, **_signs(step)}
+
+    def _differentiate(self, step: Step) -> dict[str, Tensor]:
+        """Leave the gradients of the whole batch's loss at the parameters and return its terms, alike on every rank."""
+        self.optimizer.zero_grad(set_to_none=True)
+        terms: dict[str, Tensor] = {}
+
+        def compute() -> Tensor:
+            terms.update(self.method.terms(step))
+            return torch.stack(list(terms.values())).sum()
+
+        self.gradients.backward(compute)
+        means = self.world.mean(torch.stack([term.detach() for term in terms.values()]))
+        return {"loss": means.sum(), **{f"loss_{name}": mean for name, mean in zip(terms, means, strict=True)}}
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything that the next step depends on, beside configuration and data."""
@@ -199,7 +214,9 @@ class SupervisedLearner:
         config = self.config
         rows = next(self.sampler)
         labels = self.train.labels[rows.to(self.train.labels.device)].to(self.device)
-        images, labels = self.augment(self.train.gather(rows, self.device), labels, epoch)
+        # All of it on every rank, because CutMix pastes from image to image; next to an attack it costs nothing.
+        batch = self.augment(self.train.gather(rows, self.device), labels, epoch)
+        images, labels = (self.world.own(part, self.method.views) for part in batch)
         progress = Progress(
             epoch, self.epochs, tuple(config.optimizer.milestones or ()), self.learning_rate_factor(epoch)
         )
@@ -213,13 +230,17 @@ class SupervisedLearner:
             average=self.average,
             progress=progress,
             autocast=torch.bfloat16 if config.run.precision == "bf16" else None,
+            world=self.world,
+            views=self.method.views,
         )
 
 
 def _signs(step: Step) -> dict[str, Tensor]:
     """Return what tells whether the attack and the network do anything, as far as the step has computed it anyway."""
-    signs = {} if step.zero_gradient_share is None else {"zero_gradient_share": step.zero_gradient_share}
+    share = step.world.mean_of_known(step.zero_gradient_share)
+    signs = {} if share is None else {"zero_gradient_share": share}
     logits = step.__dict__.get("adv_logits")
     if logits is not None:
-        signs["logit_spread"] = logits.detach().std(0).mean()
+        spread = step.world.mean_of_known(logits.detach().std(0).mean())
+        signs |= {} if spread is None else {"logit_spread": spread}
     return signs

@@ -39,9 +39,9 @@ def main() -> int:
     if options["run_dir"] is None:
         raise ConfigError("run_dir: expected a directory for the run; give one with --run_dir DIR")
     run_dir = Path(options["run_dir"])
-    resume = options["resume"] or (restarted() and (run_dir / "config.yaml").exists())
-    config = config_of_run(ExperimentConfig, run_dir) if resume else from_dict(ExperimentConfig, values)
+    config = config_of_run(ExperimentConfig, run_dir) if options["resume"] else from_dict(ExperimentConfig, values)
     with start(config.device, config.run.timeout_seconds) as world:
+        resume = options["resume"] or world.agreed(restarted() and (run_dir / "config.yaml").exists())
         status = run_training(
             config, run_dir, resume=resume, quiet=options["quiet"], track=options["track"], world=world
         )

@@ -124,6 +124,8 @@ def supervised_pgd(
     forward: Callable[[Tensor], Tensor] | None = None,
     autocast: torch.dtype | None = None,
     on_result: Callable[[AttackResult], None] | None = None,
+    world: World = ALONE,
+    groups: int = 1,
 ) -> Tensor:
     """Attack a classifier's decisions (PGD, Madry et al. 2018).
 
@@ -143,6 +145,8 @@ def supervised_pgd(
         forward: how to call the model, when not simply ``model(images)`` (a branch, say).
         autocast: run the model in this dtype.
         on_result: called with everything the attack leaves behind, the share of images without gradient included.
+        world: the ranks over which a batch is spread; ``images`` are this rank's, the start is drawn for all.
+        groups: the batch is so many batches, one behind the other, each spread alike (:meth:`World.own`).
 
     Returns:
         Adversarial images, like ``images``.
@@ -169,10 +173,11 @@ def supervised_pgd(
         torch.full((count,), int(steps), dtype=torch.int64, device=images.device),
         torch.full((count,), float(step_size), device=images.device),
     )
-    delta = init if init is not None else ball.uniform(images, epsilon, generator)
+    if init is None:
+        init = world.own(ball.uniform(world.whole(images), epsilon, generator), groups)
     goal = objective if objective is not None else CrossEntropy(labels)
     with frozen(model):
-        result = perturb(run, images, strategy, goal, norm=ball, delta=delta)
+        result = perturb(run, images, strategy, goal, norm=ball, delta=init)
     if on_result is not None:
         on_result(result)
     return result.adversarial

@@ -7,7 +7,7 @@ expensive (augmented images, forward and backward passes) is done for a rank's o
 
 from astra_env.distributed.gradients import SharedGradients
 from astra_env.distributed.normalisation import average_statistics, with_shared_statistics
-from astra_env.distributed.run import SharedRun
+from astra_env.distributed.run import SharedRun, shared_state
 from astra_env.distributed.start import launched, restarted, start
 from astra_env.distributed.world import ALONE, World, world_of
 
@@ -19,6 +19,7 @@ __all__ = [
     "average_statistics",
     "launched",
     "restarted",
+    "shared_state",
     "start",
     "with_shared_statistics",
     "world_of",

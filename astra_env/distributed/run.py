@@ -15,6 +15,14 @@ if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 
+def shared_state(world: World, state: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Return rank 0's state (tensors and plain containers, or None) on every rank; the others give None."""
+    if world.alone:
+        return state
+    data = world.send(encode(state) if state is not None else None)
+    return None if data is None else decode(data, "state from rank 0")
+
+
 class SharedRun:
     """What :class:`RunDirectory` offers, written by rank 0 alone; use as a context manager.
 
@@ -77,10 +85,7 @@ class SharedRun:
     def restore(self) -> dict[str, Any] | None:
         """Return the newest whole checkpoint on every rank, None when there is none."""
         state = self._directory.restore() if self._directory is not None else None
-        if self.world.alone:
-            return state
-        data = self.world.send(encode(state) if state is not None else None)
-        return None if data is None else decode(data, "checkpoint from rank 0")
+        return shared_state(self.world, state)
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Write the summary."""

@@ -1,12 +1,15 @@
 """Accuracy on clean images and under projected gradient descent."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from astra_env.attacks import CrossEntropy, Margin, Objective, frozen, supervised_pgd
+from astra_env.attacks.norms import get_norm
 from astra_env.data import ImageDataset
+from astra_env.distributed import ALONE, World
 from astra_env.errors import InputError
 from astra_env.evaluation.accuracy import Accuracy
 from astra_env.evaluation.batches import device_of, ordered_batches, require_labels, take
@@ -26,6 +29,7 @@ def clean_accuracy(
     batch_size: int = 256,
     max_images: int | None = None,
     progress: bool = False,
+    world: World = ALONE,
 ) -> Accuracy:
     """Return the model's eval-mode accuracy on the images as they are; the model is left as it was found.
 
@@ -35,6 +39,7 @@ def clean_accuracy(
         batch_size: images per forward pass.
         max_images: draw this many images; default all.
         progress: show a progress bar.
+        world: the ranks that share the batches out among them; each then knows the accuracy on all images.
 
     Raises:
         InputError: for logits that are not finite or do not fit the classes.
@@ -47,6 +52,7 @@ def clean_accuracy(
         max_images=max_images,
         title="clean",
         progress=progress,
+        world=world,
     )
 
 
@@ -64,6 +70,7 @@ def robust_accuracy(
     max_images: int | None = None,
     objective: str = "cross_entropy",
     progress: bool = False,
+    world: World = ALONE,
 ) -> Accuracy:
     """Return the model's accuracy under PGD with a uniform random start in the ball (Madry et al. 2018).
 
@@ -83,6 +90,7 @@ def robust_accuracy(
         max_images: draw this many images; default all.
         objective: "cross_entropy", or "margin" for the Carlini-Wagner margin.
         progress: show a progress bar.
+        world: the ranks that share the batches out among them; what comes out is what one process finds.
 
     Raises:
         InputError: for an unknown objective, numbers out of range, or logits that are not finite.
@@ -105,6 +113,7 @@ def robust_accuracy(
         max_images=max_images,
         title=f"PGD-{steps} {objective}",
         progress=progress,
+        world=world,
     )
 
 
@@ -118,32 +127,50 @@ def pgd_attack(
     restarts: int = 1,
     seed: int = 0,
     objective: str = "cross_entropy",
-) -> Change:
+) -> "PgdAttack":
     """Return the attack of :func:`robust_accuracy`; one call after another continues its stream of random starts."""
     goal = _objective(objective)
     if restarts < 1:
         raise InputError(f"restarts: expected at least 1, got {restarts}")
     length = STEP_FACTOR * epsilon / max(steps, 1) if step_size is None else step_size
     generators = [torch.Generator().manual_seed(seed + restart) for restart in range(restarts)]
+    return PgdAttack(model, epsilon, steps, length, norm, goal, generators)
 
-    def attack(images: Tensor, labels: Tensor) -> Tensor:
+
+@dataclass(frozen=True)
+class PgdAttack:
+    """PGD with restarts on one batch after another; made by :func:`pgd_attack`."""
+
+    model: nn.Module
+    epsilon: float
+    steps: int
+    step_size: float
+    norm: str
+    goal: Callable[[Tensor], Objective]
+    generators: list[torch.Generator]
+
+    def __call__(self, images: Tensor, labels: Tensor) -> Tensor:
+        """Return attacked images; an image that one restart fools the model with stays as that one left it."""
         best = images
-        for generator in generators:
+        for generator in self.generators:
             tried = supervised_pgd(
-                model,
+                self.model,
                 images,
                 labels,
-                epsilon=epsilon,
-                step_size=length,
-                steps=steps,
-                norm=norm,
+                epsilon=self.epsilon,
+                step_size=self.step_size,
+                steps=self.steps,
+                norm=self.norm,
                 generator=generator,
-                objective=goal(labels),
+                objective=self.goal(labels),
             )
-            best = tried if best is images else _keep_fooling(model, best, tried, labels)
+            best = tried if best is images else _keep_fooling(self.model, best, tried, labels)
         return best
 
-    return attack
+    def skip(self, images: Tensor, labels: Tensor) -> None:
+        """Draw the random starts of a batch that another rank attacks."""
+        for generator in self.generators:
+            get_norm(self.norm).uniform(images, self.epsilon, generator)
 
 
 def accuracy_under(
@@ -155,16 +182,25 @@ def accuracy_under(
     max_images: int | None = None,
     title: str = "",
     progress: bool = False,
+    world: World = ALONE,
 ) -> Accuracy:
-    """Return the model's eval-mode accuracy on what ``change`` makes of the images."""
+    """Return the model's eval-mode accuracy on what ``change`` makes of the images.
+
+    Of several ranks each takes every ``size``-th batch, so that no batch is another than in one process; it lets
+    ``change.skip``, or ``change`` itself where it has none, pass over the others, for the sake of its random numbers.
+    """
     require_labels(dataset)
     part = take(dataset, max_images)
     device = device_of(model)
     correct = torch.zeros((), dtype=torch.int64, device=device)
     with frozen(model):
-        for images, labels in ordered_batches(part, batch_size, device, title=title, progress=progress):
+        batches = ordered_batches(part, batch_size, device, title=title, progress=progress and world.main)
+        for index, (images, labels) in enumerate(batches):
+            if index % world.size != world.rank:
+                getattr(change, "skip", change)(images, labels)
+                continue
             correct += is_right(model, change(images, labels), labels, len(part.classes)).sum()
-    return Accuracy(int(correct), len(part))
+    return Accuracy(int(world.total(correct)), len(part))
 
 
 @torch.no_grad()

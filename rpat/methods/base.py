@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from astra_env.attacks import AttackResult, Objective, supervised_pgd
+from astra_env.distributed import ALONE, World
 from astra_env.errors import ConfigError, InputError
 from rpat.losses import robust_perception_loss
 from rpat.schedules import default_milestones
@@ -70,6 +71,9 @@ class Step:
         perception: robust perception's weight and rate; None while it is off.
         average: the averaged network in eval mode; None before it starts.
         generator: source of the attack's random start.
+        world: the ranks over which the batch is spread; images and labels are this rank's own. Random numbers are
+            drawn for the whole batch by every rank (:meth:`own_noise`).
+        views: augmented views of every image.
         adversarial: x', set by the trainer from the method's :meth:`Method.attack` before the losses are asked for.
         zero_gradient_share: share of the images that gave the attack no gradient, on the device; None before it.
     """
@@ -89,7 +93,11 @@ class Step:
         average: nn.Module | None = None,
         progress: Progress | None = None,
         autocast: torch.dtype | None = None,
+        world: World = ALONE,
+        views: int = 1,
     ) -> None:
+        self.world = world
+        self.views = views
         self.model = model
         self.images = images
         self.labels = labels
@@ -120,6 +128,10 @@ class Step:
     def mix_logits(self) -> Tensor:
         """z(x_m)."""
         return self.forward(self.model, self.mixed)
+
+    def own_noise(self, draw: Callable[[Tensor], Tensor]) -> Tensor:
+        """Return this rank's part of what ``draw`` makes for a batch of the given shape, the whole one."""
+        return self.world.own(draw(self.world.whole(self.images)), self.views)
 
     def note_attack(self, result: AttackResult) -> None:
         """Keep what the attack tells about itself."""
@@ -193,6 +205,8 @@ class Method:
             objective=objective,
             autocast=step.autocast,
             on_result=step.note_attack,
+            world=step.world,
+            groups=step.views,
         )
 
 
@@ -200,7 +214,8 @@ def near_start(step: Step, deviation: float = 0.001) -> Tensor:
     """Return the start of TRADES and MART: normal noise of a thousandth of the pixel range, like the images."""
     source = step.generator
     device = source.device if source is not None else step.images.device
-    return deviation * torch.randn(step.images.shape, generator=source, device=device).to(step.images)
+    noise = step.own_noise(lambda batch: torch.randn(batch.shape, generator=source, device=device))
+    return deviation * noise.to(step.images)
 
 
 def require_at_least(field: str, value: float, least: float) -> float:
