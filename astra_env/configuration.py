@@ -46,6 +46,7 @@ def build_parser(cls: type, *, package: str = PRESET_PACKAGE, description: str =
     """Return a parser with ``--config`` and one typed, dotted option per field of the dataclass ``cls``."""
     jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = _Parser(
+        usage="%(prog)s [--config PRESET|FILE.yaml] [--FIELD VALUE ...] [OPTION ...]",
         description=description,
         formatter_class=HelpFormatter,
         exit_on_error=False,

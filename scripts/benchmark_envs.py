@@ -115,7 +115,7 @@ def memory(options: Any) -> dict[str, Any]:
     import numpy as np
 
     from agents import sb3
-    from agents.sb3_config import AgentConfig
+    from agents.sb3.config import AgentConfig
 
     overrides = {"data.image_size": options.image_size}
     config = AgentConfig(experiment="quickstart", overrides=overrides, num_envs=options.views, device="cpu")
@@ -160,7 +160,7 @@ SHOWN = ("reward", "mean_epsilon", "mean_steps", "mean_step_size")
 
 def _sb3_agent(name: str, seed: int, options: Any, curve: list[dict[str, float]]) -> Any:
     from agents import sb3
-    from agents.sb3_config import AgentConfig
+    from agents.sb3.config import AgentConfig
 
     config = AgentConfig(
         experiment=options.experiment, num_envs=options.views, algo=name, seed=seed, width=8, device="cpu"

@@ -6,14 +6,14 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from agents.sb3_config import CONFIG_PACKAGE, AgentConfig
+from agents.sb3.config import CONFIG_PACKAGE, AgentConfig
 from astra_env.command_line import run_main
 from astra_env.configuration import build_parser, from_dict, parse_command_line, to_yaml
 from astra_env.errors import ConfigError
 from astra_env.run_configuration import config_of_run
 
 if TYPE_CHECKING:
-    from agents.sb3_run import AgentRun
+    from agents.sb3.run import AgentRun
 
 DESCRIPTION = """Train a Stable-Baselines3 agent to choose attacks, and compare it with fixed and random ones.
 
@@ -53,7 +53,7 @@ def main() -> int:
 
 def train(config: AgentConfig, run_dir: Path, *, resume: bool, progress: bool) -> int:
     """Train to the end, evaluate and write everything; returns 0, or the status to exit with after a signal."""
-    from agents.sb3_run import AgentRun
+    from agents.sb3.run import AgentRun
     from astra_env.run_directory import RunDirectory
 
     with RunDirectory(run_dir, to_yaml(config), resume=resume) as run:
@@ -73,7 +73,7 @@ def train(config: AgentConfig, run_dir: Path, *, resume: bool, progress: bool) -
 
 
 def summarise(agent: "AgentRun") -> dict[str, Any]:
-    from agents.sb3_run import evaluate
+    from agents.sb3.run import evaluate
 
     config = agent.config
     rewards = evaluate(config, agent.model) if config.evaluation.seeds else {}
@@ -82,7 +82,7 @@ def summarise(agent: "AgentRun") -> dict[str, Any]:
 
 def play_one(config: AgentConfig, run_dir: Path, seed: int) -> int:
     """Play one training, print a line per step, keep the network that came out of it."""
-    from agents.sb3_run import load_agent, make_play_env
+    from agents.sb3.run import load_agent, make_play_env
     from astra_env.checkpoint import save_checkpoint
     from astra_env.envs import play
 

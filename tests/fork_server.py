@@ -80,7 +80,7 @@ def serve() -> None:
     import matplotlib.pyplot  # noqa: F401
     import torch
 
-    import agents.sb3_run  # noqa: F401
+    import agents.sb3.run  # noqa: F401
     import astra_env.evaluation.runner
     import astra_env.plotting.training
     import astra_env.trainer  # noqa: F401

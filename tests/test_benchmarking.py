@@ -69,10 +69,10 @@ def test_the_ceiling_is_a_rate():
     assert matmul_ceiling(torch.device("cpu"), torch.float32, size=128, repeats=1) > 1e6
 
 
-@pytest.mark.parametrize("module", ["astra_env", "agents.sb3_config", "astra_env.config"])
+@pytest.mark.parametrize("module", ["astra_env", "agents.sb3.config", "astra_env.config"])
 def test_light_modules_stay_light(module):
     heavy = "{'torch', 'torchvision', 'matplotlib', 'stable_baselines3', 'sklearn'}"
-    if module == "agents.sb3_config":
+    if module == "agents.sb3.config":
         heavy = "{'torchvision', 'matplotlib', 'stable_baselines3', 'sklearn'}"
     code = f"import sys, {module}; print(sorted({heavy} & set(sys.modules)))"
     output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout

@@ -1,5 +1,6 @@
 """CIFAR-10, CIFAR-100 and STL-10 through torchvision."""
 
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -51,11 +52,11 @@ def read_stl10(request: ReadRequest) -> ImageDataset:
     if missing and not request.download:
         raise _missing(request, missing[0])
     if missing:
-        _torchvision(request, source, root, split="test", download=True)
+        _fetch(source, root)
 
     def build(target: Path) -> None:
         if request.download and not missing:
-            _torchvision(request, source, root, split="test", download=True)
+            _fetch(source, root)
         _check_files(request, source, root, only=needed)
         # The file stores each plane column by column.
         stored = np.memmap(base / f"{stem}_X.bin", dtype=np.uint8, mode="r").reshape(-1, 3, 96, 96).swapaxes(2, 3)
@@ -77,7 +78,9 @@ def _read_cifar(request: ReadRequest, source: Any, num_classes: int) -> ImageDat
             if has_class_folders(place):
                 return _cifar_folders(request, place, num_classes)
         raise _missing(request, root / source.base_folder)
-    loaded = _torchvision(request, source, root, train=request.split != "test", download=request.download)
+    if request.download:
+        _fetch(source, root)
+    loaded = _torchvision(request, source, root, train=request.split != "test")
     stored = loaded.data.transpose(0, 3, 1, 2)
     images, spill = torch.from_numpy(np.ascontiguousarray(stored)), None
     if request.image_size not in (None, images.shape[-1]):
@@ -113,8 +116,26 @@ def _torchvision(request: ReadRequest, source: Any, root: Path, **arguments: Any
     try:
         return source(str(root), **arguments)
     except DOWNLOAD_ERRORS as error:
-        if not request.download:
-            _check_files(request, source, root)
+        _check_files(request, source, root)
+        raise DataError(f"{root}: torchvision cannot read {request.name} ({error})") from error
+
+
+def _fetch(source: Any, root: Path) -> None:
+    """Download and unpack torchvision's archive unless its files are there.
+
+    Unpacked here, because not every torchvision keeps an archive's members inside the folder; the checksum is no
+    protection against an archive that was made to have the expected one.
+    """
+    from torchvision.datasets.utils import check_integrity, download_url
+
+    base = root / source.base_folder
+    if all(check_integrity(str(base / name), md5) for name, md5 in [*source.train_list, *source.test_list]):
+        return
+    try:
+        download_url(source.url, str(root), source.filename, source.tgz_md5)
+        with tarfile.open(root / source.filename) as archive:
+            archive.extractall(root, filter="data")
+    except DOWNLOAD_ERRORS as error:
         raise DataError(f"data.download: cannot fetch {source.url} into {root} ({error}); retry later") from error
 
 

@@ -9,8 +9,8 @@ from stable_baselines3.common.vec_env import VecEnv
 
 import agents
 from agents import sb3
-from agents.sb3_config import AgentConfig, EvaluationConfig
-from agents.sb3_run import AgentRun, evaluate
+from agents.sb3.config import AgentConfig, EvaluationConfig
+from agents.sb3.run import AgentRun, evaluate
 from astra_env.checkpoint import load_checkpoint
 from astra_env.config import ExperimentConfig
 from astra_env.configuration import load_config

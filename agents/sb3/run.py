@@ -12,8 +12,8 @@ from torch import Tensor
 
 import agents
 from agents import sb3
-from agents.sb3_config import AgentConfig
-from agents.sb3_state import agent_state, load_agent_state
+from agents.sb3.config import AgentConfig
+from agents.sb3.state import agent_state, load_agent_state
 from astra_env.checkpoint import write_atomically
 from astra_env.envs import play
 from astra_env.envs.training import random_state, set_random_state
