@@ -143,7 +143,11 @@ class ContrastiveLearner:
 
     def observation(self) -> Tensor:
         """Return the views of the whole batch as uint8, which loses nothing: views lie on the 8-bit grid."""
-        return self.world.gather((self.views() * 255).round_().to(torch.uint8))
+        return self.world.gather(self.own_observation())
+
+    def own_observation(self) -> Tensor:
+        """Return this rank's part of :meth:`observation`."""
+        return (self.views() * 255).round_().to(torch.uint8)
 
     def step(self, strategy: AttackStrategy) -> StepReport:
         """Train on the next minibatch under ``strategy``: one budget per view, or one for all.

@@ -7,11 +7,14 @@ from typing import Any
 
 from astra_env.command_line import EXIT_INTERRUPTED, run_main
 from astra_env.configuration import build_parser, from_dict, parse_command_line
+from astra_env.distributed import start
 from astra_env.errors import ConfigError
 from astra_env.evaluation.config import EvaluationConfig
 
 LISTS = ("--attacks", "--curves", "--attack.epsilon", "--head.learning_rate")
 PRESETS = "astra_env.evaluation.configs"
+WAIT_SECONDS = 7 * 24 * 3600.0
+"""How long processes wait for the one that trains a head or runs AutoAttack."""
 DESCRIPTION = """Evaluate encoders and classifiers and write results.json, report.md and figure.png.
 
 Examples:
@@ -21,6 +24,7 @@ Examples:
   evaluate.py runs/a --label_fraction 0.01                semi-supervised
   evaluate.py runs/a --every                              robust accuracy against epoch, over all kept checkpoints
   evaluate.py runs/a --corruptions data/CIFAR-10-C
+  torchrun --nproc-per-node 8 scripts/evaluate.py runs/a        test images shared out over the processes
 
 Ctrl-C leaves results.json partial and whole; the same command continues it.
 Exit status: 0 finished, 2 unusable input (one line says what), 130 interrupted.
@@ -42,14 +46,16 @@ def main() -> int:
     from astra_env.evaluation.runner import evaluate
 
     hooks = {"perception": perception_hook(config, out)} if options["perception"] else {}
-    try:
-        results = evaluate(
-            config, options["checkpoints"], out, every=options["every"], hooks=hooks, progress=not options["quiet"]
-        )
-    except KeyboardInterrupt:
-        write_partial(out)
-        return EXIT_INTERRUPTED
-    print(write_report(results, out))
+    choices = {"every": options["every"], "hooks": hooks, "progress": not options["quiet"]}
+    with start(config.device, WAIT_SECONDS) as world:
+        try:
+            results = evaluate(config, options["checkpoints"], out, world=world, **choices)
+        except KeyboardInterrupt:
+            if world.main:
+                write_partial(out)
+            return EXIT_INTERRUPTED
+    if world.main:
+        print(write_report(results, out))
     return 0
 
 

@@ -12,7 +12,7 @@ from gymnasium.error import ResetNeeded
 from astra_env.checkpoint import load_checkpoint, save_checkpoint
 from astra_env.config import ExperimentConfig
 from astra_env.configuration import load_config
-from astra_env.devices import resolve_device
+from astra_env.distributed import ALONE, World
 from astra_env.errors import CheckpointError, Diverged, InputError
 from astra_env.learner import ContrastiveLearner, load_training_images
 from astra_env.report import StepReport
@@ -34,6 +34,7 @@ class TrainingEnv:
     """
 
     np_random: np.random.Generator
+    world: World = ALONE
     OWN: ClassVar[tuple[str, ...]] = ("_np_random", "action_space", "observation_space", "_recorder")
     """What a fork copies instead of sharing it."""
 
@@ -45,7 +46,7 @@ class TrainingEnv:
         self.config: ExperimentConfig = load_config(ExperimentConfig, config, overrides)
         strategy = self.config.strategy
         self.space = StrategySpace(strategy.epsilon, strategy.steps, strategy.step_size)
-        self.dataset = load_training_images(self.config.data, resolve_device(self.config.device))
+        self.dataset = load_training_images(self.config.data, self.world.resolve(self.config.device))
         self.over = True
         self.diverged = False
         self._seed = self.config.seed
@@ -144,7 +145,7 @@ class TrainingEnv:
         self._seed = seed
         config = copy.copy(self.config)
         config.seed = seed
-        self._learner = ContrastiveLearner(config, self.dataset)
+        self._learner = ContrastiveLearner(config, self.dataset, self.world)
 
     def _require_running(self) -> None:
         """Raise ResetNeeded when no episode has begun or the last one is over."""

@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from astra_env.attacks import frozen, get_norm
 from astra_env.data import ImageDataset
+from astra_env.distributed import ALONE, World
 from astra_env.evaluation.accuracy import Accuracy
 from astra_env.evaluation.batches import device_of, ordered_batches, require_labels, take
 from astra_env.evaluation.robustness import accuracy_under, is_right, pgd_attack, robust_accuracy
@@ -52,6 +53,7 @@ def radius_curve(
     batch_size: int = 256,
     max_images: int | None = None,
     progress: bool = False,
+    world: World = ALONE,
 ) -> Curve:
     """Return the accuracy under PGD at every radius, with steps of ``2.5 * radius / steps``: long enough for each."""
     accuracies = [
@@ -64,6 +66,7 @@ def radius_curve(
             seed=seed,
             batch_size=batch_size,
             max_images=max_images,
+            world=world,
         )
         for radius in tqdm(radii, "accuracy by radius", unit="radius", disable=not progress)
     ]
@@ -80,6 +83,7 @@ def noise_curve(
     batch_size: int = 256,
     max_images: int | None = None,
     progress: bool = False,
+    world: World = ALONE,
 ) -> Curve:
     """Return the accuracy under random noise on the sphere of every radius: what a blind attack of that size does.
 
@@ -89,7 +93,9 @@ def noise_curve(
     accuracies = []
     for radius in tqdm(radii, "accuracy by noise", unit="radius", disable=not progress):
         noise = _Noise(radius, norm, seed)
-        accuracies.append(accuracy_under(model, dataset, noise, batch_size=batch_size, max_images=max_images))
+        accuracies.append(
+            accuracy_under(model, dataset, noise, batch_size=batch_size, max_images=max_images, world=world)
+        )
     return Curve("epsilon", tuple(radii), tuple(accuracies))
 
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from astra_env.configuration import to_dict
 from astra_env.data import ImageDataset, load_dataset, split_validation
-from astra_env.devices import resolve_device
+from astra_env.distributed import ALONE, World
 from astra_env.errors import CheckpointError, ConfigError
 from astra_env.evaluation.batches import require_alike
 from astra_env.evaluation.config import EvaluationConfig
@@ -39,6 +39,7 @@ def evaluate(
     every: bool = False,
     hooks: Mapping[str, Hook] | None = None,
     progress: bool = False,
+    world: World = ALONE,
 ) -> dict[str, Any]:
     """Evaluate every checkpoint and return what ``results.json`` in ``out`` then holds.
 
@@ -51,6 +52,7 @@ def evaluate(
         every: evaluate all kept checkpoints of each run directory and choose among them on held-out training images.
         hooks: further analyses by name.
         progress: show progress bars.
+        world: the ranks that measure together; they need a common file system. Rank 0 trains heads and writes.
 
     Raises:
         AstraError: naming the file, field or value that cannot be used.
@@ -59,7 +61,7 @@ def evaluate(
         raise ConfigError("checkpoints: expected at least one run directory or checkpoint file, got none")
     files = [path for item in checkpoints for path in (kept_checkpoints(item) if every else [resolve(item)])]
     config = with_data_of_run(config, files[0])
-    device = resolve_device(config.device)
+    device, progress = world.resolve(config.device), progress and world.main
     loaded = [load_network(file, weights=config.network.weights, normalize=config.network.normalize) for file in files]
     loaded = with_unique_names(loaded)
     for network in loaded:
@@ -67,20 +69,22 @@ def evaluate(
     if config.corruptions is not None:
         check_folder(config.corruptions)
     train, test = images_of(config)
-    results = ResultFile(out, conditions_of(config, every))
+    results = ResultFile(out, conditions_of(config, every), world)
     results.values["config"] = to_dict(config)
     folder = Path(out)
     for network in loaded:
         fitting, held_out = (train, None) if not every else held_out_slice(config, network, train)
         record = results.open(network.name, describe(network))
-        trained = classifier_for(config, network, fitting, test, folder / "models", device, progress=progress)
+        with world.main_first():
+            trained = classifier_for(config, network, fitting, test, folder / "models", device, progress=progress)
         record["training"] = trained.description
         state = folder / "autoattack" / network.name.replace("/", "_")
-        for item in measurements(config, trained.classifier, test, state, progress=progress):
-            results.measure(record, item.name, item.settings, item.compute)
+        for item in measurements(config, trained.classifier, test, state, progress=progress, world=world):
+            results.measure(record, item.name, item.settings, item.compute, spread=item.spread)
         if held_out is not None:
-            item = pgd(config, trained.classifier, held_out, "pgd", config.epsilons[0], progress=progress)
-            results.measure(record, f"{HELD_OUT}{item.name}", item.settings, item.compute)
+            epsilon = config.epsilons[0]
+            item = pgd(config, trained.classifier, held_out, "pgd", epsilon, progress=progress, world=world)
+            results.measure(record, f"{HELD_OUT}{item.name}", item.settings, item.compute, spread=True)
         for name, hook in (hooks or {}).items():
             analysis = partial(hook, network.name, trained.classifier, test)
             results.measure(record, name, to_dict(config.attack), lambda analysis=analysis: dict(analysis()))  # type: ignore[misc]
