@@ -7,6 +7,7 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
 
 from astra_env.devices import resolve_device
 from astra_env.distributed.world import ALONE, World
@@ -23,7 +24,11 @@ def launched() -> bool:
 
 def restarted() -> bool:
     """Whether torchrun started this process anew after a rank had failed (``--max-restarts``)."""
-    return launched() and int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+    return launched() and _restarts() > 0
+
+
+def _restarts() -> int:
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
 
 
 @contextmanager
@@ -52,7 +57,11 @@ def start(device: str = "auto", timeout: float = TIMEOUT_SECONDS) -> Iterator[Wo
             )
         torch.cuda.set_device(place)
     backend = "nccl" if place.type == "cuda" else "gloo"
-    dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
+    patience = timedelta(seconds=timeout)
+    store, rank, size = next(rendezvous("env://", timeout=patience))
+    # torchrun keeps one store over its restarts, with the addresses of processes that are no more.
+    fresh = dist.PrefixStore(f"attempt {_restarts()}", store)
+    dist.init_process_group(backend, store=fresh, rank=rank, world_size=size, timeout=patience)
     try:
         yield joined(local, place)
     finally:

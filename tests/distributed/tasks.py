@@ -4,6 +4,7 @@ In float64 wherever an attack takes part: its steps follow the sign of a gradien
 the sign of one that is nearly zero.
 """
 
+import importlib
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ import torch
 
 import agents
 from astra_env.config import ExperimentConfig
-from astra_env.configuration import load_config, to_yaml
+from astra_env.configuration import build_parser, from_dict, load_config, parse_command_line, to_yaml
 from astra_env.data import load_dataset
 from astra_env.distributed import SharedRun, World
 from astra_env.envs import InstanceAttackStrategyVectorEnv
@@ -236,3 +237,10 @@ def refusals(world: World) -> dict[str, str]:
         except AstraError as error:
             said[name] = str(error)
     return said
+
+
+def script(world: World, place: Path, arguments: list[str]) -> None:
+    """Train as the script does, in this process group."""
+    train_astra = importlib.import_module("train_astra")
+    values = parse_command_line(build_parser(ExperimentConfig), arguments)
+    train_astra.run_training(from_dict(ExperimentConfig, values), place, quiet=True, world=world)
