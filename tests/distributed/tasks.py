@@ -239,8 +239,8 @@ def refusals(world: World) -> dict[str, str]:
     return said
 
 
-def script(world: World, place: Path, arguments: list[str]) -> None:
+def script(world: World, place: Path, arguments: list[str], resume: bool = False) -> None:
     """Train as the script does, in this process group."""
     train_astra = importlib.import_module("train_astra")
     values = parse_command_line(build_parser(ExperimentConfig), arguments)
-    train_astra.run_training(from_dict(ExperimentConfig, values), place, quiet=True, world=world)
+    train_astra.run_training(from_dict(ExperimentConfig, values), place, resume=resume, quiet=True, world=world)
