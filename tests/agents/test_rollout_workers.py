@@ -12,7 +12,7 @@ from agents.sb3.config import AgentConfig
 CONFIG = AgentConfig(
     env="attack_strategy",
     experiment="tiny",
-    overrides={"learner.total_steps": 6, "run.threads": 1},
+    overrides={"learner.total_steps": 6},
     num_envs=2,
     device="cpu",
     hyperparameters={"n_steps": 4},
@@ -20,7 +20,8 @@ CONFIG = AgentConfig(
 
 
 @pytest.mark.parametrize("start_method", ["spawn", "forkserver"])
-def test_copies_in_processes_are_what_they_are_in_one(start_method: str) -> None:
+def test_copies_in_processes_are_what_they_are_in_one(start_method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # the workers': threads of several processes wait for each other's cores
     copies = [partial(sb3.make_single_env, CONFIG)] * 2
     beside = DummyVecEnv(copies)
     env = VecMonitor(SubprocVecEnv(copies, start_method=start_method))
