@@ -48,7 +48,7 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=3)
     options = parser.parse_args()
     measured = [measure(size, options.steps) for size in SIZES]
-    results = {
+    results: dict[str, Any] = {
         "command": f"scripts/benchmark_scaling.py --steps {options.steps}",
         "machine": {"cores": os.cpu_count(), **versions()},
         "note": f"{max(SIZES)} processes on {os.cpu_count()} cores: seconds say nothing of scaling, bytes do",

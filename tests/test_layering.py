@@ -12,11 +12,23 @@ BELOW_ENVS = (
     "strategy", "losses", "rewards", "attacks", "augment", "data", "models", "optim", "objectives", "learner",
     "config", "configuration", "checkpoint", "run_directory", "trainer", "interaction", "protocols", "report",
     "evaluation", "plotting", "seeding", "devices", "errors", "registry", "interrupts", "strategy_counts", "building",
+    "distributed",
 )  # fmt: skip
 LEVELS = [
     {"errors", "registry", "seeding", "devices", "interrupts", "checkpoint"},
     {"strategy", "losses", "optim", "config", "configuration"},
-    {"attacks", "augment", "models", "data", "rewards", "objectives", "report", "protocols", "run_directory"},
+    {
+        "attacks",
+        "augment",
+        "models",
+        "data",
+        "rewards",
+        "objectives",
+        "report",
+        "protocols",
+        "run_directory",
+        "distributed",
+    },
     {"building", "learner", "interaction", "strategy_counts"},
     {"evaluation", "envs"},
 ]

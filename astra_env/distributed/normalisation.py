@@ -1,6 +1,6 @@
 """BatchNorm over several ranks: each rank's own statistics, or those of the whole batch."""
 
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import nn
@@ -9,8 +9,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from astra_env.distributed.world import World
 from astra_env.errors import ConfigError
 
+Network = TypeVar("Network", bound=nn.Module)
 
-def with_shared_statistics(module: nn.Module, device: torch.device, world: World, field: str) -> nn.Module:
+
+def with_shared_statistics(module: Network, device: torch.device, world: World, field: str) -> Network:
     """Return ``module`` with ``torch.nn.SyncBatchNorm`` for BatchNorm, when there is more than one rank.
 
     Raises ConfigError naming ``field`` on a CPU, which SyncBatchNorm cannot use.
@@ -20,7 +22,7 @@ def with_shared_statistics(module: nn.Module, device: torch.device, world: World
             f"{field}: torch.nn.SyncBatchNorm needs CUDA, the device is {device.type}; set it to false (every rank "
             "normalises by its own rows), or use GroupNorm"
         )
-    return module if world.alone else nn.SyncBatchNorm.convert_sync_batchnorm(module)
+    return module if world.alone else cast(Network, nn.SyncBatchNorm.convert_sync_batchnorm(module))
 
 
 @torch.no_grad()
