@@ -135,6 +135,10 @@ class LearnerConfig:
     """fp32, or bf16 for autocast with float32 losses and perturbations."""
     channels_last: bool = False
     """Keep the network and the views in channels-last memory order."""
+    accumulate: int = 1
+    """Chunks in which a process works off the batch when memory is short; negatives stay global (GradCache)."""
+    sync_bn: bool = False
+    """Of several processes on CUDA: normalise by the whole batch (SyncBatchNorm); else each by its own rows."""
     fold_batchnorm: bool = False
     """Attack a copy of the network whose BatchNorms are folded into its weights: equal up to rounding, faster."""
     compile: str = "none"
@@ -193,6 +197,8 @@ class RunConfig:
     """Steps between checkpoints."""
     keep_every: int = 0
     """Steps between checkpoints that are kept for good; 0 to keep only the last ones."""
+    timeout_seconds: float = 600.0
+    """Of several processes: how long each waits for the others before it ends with an error."""
     on_divergence: str = "raise"
     """raise, or rollback: restore the last checkpoint and continue at half the learning rate."""
     threads: int | None = None
@@ -235,6 +241,8 @@ class ExperimentConfig:
                 f"learner.kind_args: contrastive takes none, got {', '.join(map(str, learner.kind_args))}"
             )
         _at_least("learner.epochs", learner.epochs, 1)
+        _at_least("learner.accumulate", learner.accumulate, 1)
+        _positive("run.timeout_seconds", self.run.timeout_seconds)
         if learner.total_steps is not None:
             _at_least("learner.total_steps", learner.total_steps, 1)
         _positive("learner.learning_rate", learner.learning_rate)

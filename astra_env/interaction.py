@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from astra_env.distributed import world_of
 from astra_env.protocols import Learner, Policy
 from astra_env.report import StepReport
 
@@ -17,6 +18,7 @@ def interact(learner: Learner, policy: Policy) -> StepReport:
     """
     observation = learner.observation()
     actions, _ = policy.predict(for_policy(policy, observation))
+    actions = world_of(learner).same(actions)
     strategy = learner.space.decode(actions, device=observation.device, check=not trusted(policy))
     report = learner.step(strategy)
     report.policy_terms = teach(policy, observation, actions, report.reward)

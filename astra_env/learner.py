@@ -15,10 +15,11 @@ from astra_env.building import build_augment, build_optimizer, build_target, loa
 from astra_env.checkpoint import load_checkpoint
 from astra_env.config import ExperimentConfig
 from astra_env.data import BatchSampler, ImageDataset
-from astra_env.devices import resolve_device
+from astra_env.distributed import ALONE, SharedGradients, World, average_statistics, with_shared_statistics
 from astra_env.errors import CheckpointError, ConfigError
 from astra_env.models import Target, load_official
 from astra_env.objectives import Batch, Encoder, Setting, objective_factory
+from astra_env.objectives.spread import differentiate, require_spreadable
 from astra_env.optim import warmup_cosine
 from astra_env.protocols import Learner
 from astra_env.report import StepReport
@@ -48,6 +49,8 @@ class ContrastiveLearner(Learner):
     Args:
         config: the run's configuration.
         dataset: the images; loaded by ``config.data`` when not given.
+        world: the ranks that train together. Observations, strategies and rewards are those of the whole batch on every
+            rank; views, adversarial views and features are a rank's own rows.
 
     Raises:
         ConfigError, DataError: naming the field that cannot be used.
@@ -55,17 +58,21 @@ class ContrastiveLearner(Learner):
 
     split: ClassVar[str] = "pretrain"
     classifies: ClassVar[bool] = False
+    spreads: ClassVar[bool] = True
 
-    def __init__(self, config: ExperimentConfig, dataset: ImageDataset | None = None) -> None:
+    def __init__(self, config: ExperimentConfig, dataset: ImageDataset | None = None, world: World = ALONE) -> None:
         self.config = config
+        self.world = world
         options = config.learner
-        self.device = resolve_device(config.device)
+        self.device = world.resolve(config.device)
         self.space = StrategySpace(config.strategy.epsilon, config.strategy.steps, config.strategy.step_size)
         make_objective = objective_factory(config)
         self.reward = make_reward(options.reward, options.reward_args)
         self.dataset = dataset if dataset is not None else load_training_images(config.data, self.device)
         self.speed = Speed.of(options, self.device)
         self.target = build_target(config.target, config.seed, self.device, self.speed.channels_last)
+        if options.sync_bn:
+            self.target = with_shared_statistics(self.target, self.device, world, "learner.sync_bn")
         self.base_augment = build_augment(config, self.dataset.images.shape[-1])
         self.sampler = BatchSampler(len(self.dataset), options.batch_size, derive_seed(config.seed, "batches"))
         self.view_generator = generator(config.seed, "views")
@@ -74,8 +81,9 @@ class ContrastiveLearner(Learner):
         self.total_steps = options.total_steps or options.epochs * self.steps_per_epoch
         self.warmup_steps = min(round(options.warmup_epochs * self.steps_per_epoch), self.total_steps)
         self.objective = make_objective(
-            Setting(config, self.target, self.dataset, self.device, self.total_steps, self.steps_per_epoch)
+            Setting(config, self.target, self.dataset, self.device, self.total_steps, self.steps_per_epoch, world)
         )
+        require_spreadable(self.objective, options, world)
         if options.fold_batchnorm and not self.objective.foldable:
             raise ConfigError(
                 f"learner.fold_batchnorm: learner.objective {options.objective!r} attacks more than the projected "
@@ -84,7 +92,9 @@ class ContrastiveLearner(Learner):
         foldable = self.objective.foldable and config.target.norm != "group" and config.target.backbone != "vit"
         self.speed = Speed.of(options, self.device, foldable=foldable)
         self.encode = Encoder(self.target, self.autocast)
-        self.optimizer = build_optimizer(options, [*self.target.parameters(), *self.objective.parameters()])
+        parameters = [*self.target.parameters(), *self.objective.parameters()]
+        self.optimizer = build_optimizer(options, parameters)
+        self.gradients = SharedGradients(parameters, world)
         self.learning_rate_scale = 1.0
         self.step_count = 0
         self.attack_steps = torch.zeros((), dtype=torch.int64, device=self.device)
@@ -136,7 +146,10 @@ class ContrastiveLearner(Learner):
         return self.objective.encoder
 
     def views(self) -> Tensor:
-        """Return the next minibatch: float views (2B, 3, H, W) in [0, 1]; the same ones until :meth:`step`."""
+        """Return the next minibatch: float views (2B, 3, H, W) in [0, 1]; the same ones until :meth:`step`.
+
+        Of several ranks, each makes its own 2B / W of them.
+        """
         return self.batch().views
 
     def batch(self) -> Batch:
@@ -144,18 +157,23 @@ class ContrastiveLearner(Learner):
         if self._batch is None:
             self._before_views = {"sampler": self.sampler.state_dict(), "views": self.view_generator.get_state()}
             indices = next(self.sampler)
-            views = self.augment(self.dataset.gather(indices, self.device))
+            views = self.augment(self.dataset.gather(self.world.own(indices), self.device))
             if self.speed.channels_last:
                 views = views.to(memory_format=torch.channels_last)
             self._batch = Batch(views, indices, self.step_count)
         return self._batch
 
     def augment(self, images: Tensor) -> Tensor:
-        """Make the two views of every image (B, 3, H, W) uint8 as the objective wants them in this step."""
-        return self.objective.augmentation(self.base_augment, self.step_count)(images, self.view_generator)
+        """Make the two views of this rank's images (B / W, 3, H, W) uint8 as the objective wants them in this step."""
+        augment, total = self.objective.augmentation(self.base_augment, self.step_count), self.config.learner.batch_size
+        return augment(images, self.view_generator, first=self.world.share(total).start, total=total)
 
     def observation(self) -> Tensor:
-        """Return :meth:`views` as uint8, which loses nothing: views lie on the 8-bit grid."""
+        """Return the views of the whole batch as uint8, which loses nothing: views lie on the 8-bit grid."""
+        return self.world.gather(self.own_observation())
+
+    def own_observation(self) -> Tensor:
+        """Return this rank's part of :meth:`observation`."""
         return (self.views() * 255).round_().to(torch.uint8)
 
     def step(self, strategy: AttackStrategy) -> StepReport:
@@ -169,12 +187,13 @@ class ContrastiveLearner(Learner):
     def _step(self, strategy: AttackStrategy) -> StepReport:
         self.objective.prepare()
         batch, views = self.batch(), self.views()
-        strategy = self.objective.budgets(strategy.for_each(len(views), self.device))
+        strategy = self.objective.budgets(strategy.for_each(self.views_per_step, self.device))
         attack = self._attack(batch, strategy) if self.objective.attacked else None
         reward, reward_terms = self._reward(batch, strategy, attack)
         adversarial = views if attack is None else attack.adversarial
-        losses = self.objective(self.encode, batch, adversarial)
-        learning_rate, gradient_norm = self.learning_rate, self._differentiate(losses.total)
+        self.optimizer.zero_grad(set_to_none=True)
+        losses = differentiate(self.objective, self.encode, batch, adversarial, self.gradients)
+        learning_rate, gradient_norm = self.learning_rate, self._gradient_norm()
         self._update(learning_rate)
         report = StepReport(
             step=self.step_count,
@@ -185,7 +204,7 @@ class ContrastiveLearner(Learner):
                 "loss": losses.total.detach(),
                 **_detached(losses.terms),
                 "grad_norm": gradient_norm,
-                **_attack_terms(attack),
+                **_attack_terms(attack, self.world),
                 **reward_terms,
             },
             views=views,
@@ -260,11 +279,13 @@ class ContrastiveLearner(Learner):
         return contrastive_attack(
             self.target,
             views,
-            strategy,
+            self.world.own(strategy),
             generator=self.attack_generator,
             autocast=None if folded else self.autocast,
             forward=self._attacked.forward(len(views)) if folded else lambda x: self.objective.outputs(x, "adv"),
             objective=self.objective.attack_goal(batch),
+            world=self.world,
+            chunks=self.config.learner.accumulate,
         )
 
     def _reward(
@@ -275,21 +296,23 @@ class ContrastiveLearner(Learner):
             return views.new_zeros(()), {}
         objective, reference = self.objective, None
         if isinstance(self.reward, VersusFixed):
-            fixed = objective.budgets(self.reward.reference(len(views), self.device))
+            fixed = objective.budgets(self.reward.reference(self.views_per_step, self.device))
             outputs = self._attack(batch, fixed).outputs
-            reference = None if outputs is None else objective.features(outputs)
+            reference = None if outputs is None else objective.features(self.world.gather(outputs))
         with frozen(self.target), torch.no_grad():
-            with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
-                outputs = objective.outputs(views, objective.clean_branch)
-            clean = objective.features(outputs.float())
-        adv = objective.features(attack.outputs)
+            clean = objective.features(self.world.gather(self._clean_outputs(views)))
+        adv = objective.features(self.world.gather(attack.outputs))
         temperature, loss = self.config.learner.temperature, objective.reward_loss(batch)
         inputs = RewardInputs(clean, adv, strategy, temperature, reference, loss)
         return self.reward(inputs), inputs.terms()
 
-    def _differentiate(self, loss: Tensor) -> Tensor:
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+    def _clean_outputs(self, views: Tensor) -> Tensor:
+        chunks = views.tensor_split(self.config.learner.accumulate)
+        with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
+            outputs = [self.objective.outputs(chunk, self.objective.clean_branch) for chunk in chunks]
+        return torch.cat(outputs).to(views.dtype)
+
+    def _gradient_norm(self) -> Tensor:
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         return torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
 
@@ -297,11 +320,13 @@ class ContrastiveLearner(Learner):
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         self.optimizer.step()
+        if not self.config.learner.sync_bn:
+            average_statistics(self.target, self.world)
         self.objective.after_update()
 
 
-def _attack_terms(attack: AttackResult | None) -> dict[str, Tensor]:
-    share = None if attack is None else attack.zero_gradient_share
+def _attack_terms(attack: AttackResult | None, world: World) -> dict[str, Tensor]:
+    share = None if attack is None else world.mean_of_known(attack.zero_gradient_share)
     return {} if share is None else {"zero_gradient_share": share}
 
 

@@ -1,11 +1,12 @@
 """Learners by name: what can be trained under a policy's attacks."""
 
 import inspect
+from typing import Any
 
 from astra_env.building import load_training_images
 from astra_env.config import ExperimentConfig
 from astra_env.data import ImageDataset
-from astra_env.devices import resolve_device
+from astra_env.distributed import ALONE, World
 from astra_env.errors import ConfigError
 from astra_env.learner import ContrastiveLearner
 from astra_env.protocols import Learner
@@ -38,20 +39,24 @@ def learner_class(kind: str) -> type[Learner]:
     return cls
 
 
-def training_images(config: ExperimentConfig) -> ImageDataset:
+def training_images(config: ExperimentConfig, world: World = ALONE) -> ImageDataset:
     """Load the images that the configured learner trains on, onto its device when they fit."""
-    return load_training_images(config.data, resolve_device(config.device), learner_class(config.learner.kind).split)
+    return load_training_images(config.data, world.resolve(config.device), learner_class(config.learner.kind).split)
 
 
-def make_learner(config: ExperimentConfig, dataset: ImageDataset | None = None) -> Learner:
+def make_learner(config: ExperimentConfig, dataset: ImageDataset | None = None, world: World = ALONE) -> Learner:
     """Build the configured learner.
 
     Args:
         config: the run's configuration.
         dataset: what :func:`training_images` loads, when it is at hand already.
+        world: the ranks over which every batch is spread, by learners that can.
 
     Raises:
         ConfigError, DataError: naming the field that cannot be used.
     """
-    cls = learner_class(config.learner.kind)
-    return cls(config, dataset if dataset is not None else training_images(config))  # type: ignore[call-arg]
+    cls: Any = learner_class(config.learner.kind)
+    if not cls.spreads and not world.alone:
+        raise ConfigError(f"learner.kind: {config.learner.kind!r} runs in one process; start it without torchrun")
+    images = dataset if dataset is not None else training_images(config, world)
+    return cls(config, images, world) if cls.spreads else cls(config, images)  # type: ignore[no-any-return]

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from astra_env.checkpoint import load_checkpoint
 from astra_env.config import ExperimentConfig
 from astra_env.data import ImageDataset
+from astra_env.distributed import ALONE, World
 from astra_env.models import load_official
 from astra_env.report import StepReport
 from astra_env.strategy import AttackStrategy, StrategySpace
@@ -48,6 +49,7 @@ class Learner(Protocol):
         warmup_steps: steps until the learning rate is at its height, for policies with such a schedule.
         learning_rate_scale: factor on the learning rate, lowered when a run that diverged was rolled back.
         norm: of the ball that attacks stay in, "linf" or "l2".
+        world: the ranks over which every batch is spread.
         attack_steps: gradient steps spent on attacks so far, over all views; a scalar that stays on the device.
     """
 
@@ -55,6 +57,8 @@ class Learner(Protocol):
     """The split of the data set it trains on: "train" (labelled), or "pretrain", which may have more images."""
     classifies: ClassVar[bool] = True
     """Whether the network gives logits of the data set's classes; otherwise it is an encoder, and is probed."""
+    spreads: ClassVar[bool] = False
+    """Whether it can be spread over several processes; it is then given their ``World`` as a third argument."""
 
     config: ExperimentConfig
     space: StrategySpace
@@ -65,6 +69,7 @@ class Learner(Protocol):
     warmup_steps: int = 0
     learning_rate_scale: float = 1.0
     norm: str = "linf"
+    world: World = ALONE
     attack_steps: Tensor = torch.zeros((), dtype=torch.int64)
 
     @classmethod
@@ -113,6 +118,10 @@ class Learner(Protocol):
     @abstractmethod
     def observation(self) -> Tensor:
         """Return the views of the next step, uint8 (N, 3, H, W); the same until :meth:`step`."""
+
+    def own_observation(self) -> Tensor:
+        """Return this process's rows of :meth:`observation`; all of them unless the learner is spread."""
+        return self.observation()
 
     @abstractmethod
     def step(self, strategy: AttackStrategy) -> StepReport:

@@ -14,6 +14,7 @@ from astra_env import __version__
 from astra_env.config import ExperimentConfig
 from astra_env.configuration import to_dict
 from astra_env.determinism import deterministic_algorithms
+from astra_env.distributed import SharedRun
 from astra_env.errors import CheckpointError, Diverged
 from astra_env.evaluation import ProbeResult, probe_learner
 from astra_env.health import HealthWatch, require_finite
@@ -36,6 +37,8 @@ SHOWN_PAIRS = 8
 class Trainer:
     """Runs a learner under a policy to the end of its budget and keeps the run directory.
 
+    Where the learner is spread over ranks, each has its trainer; rank 0's logs, writes and probes.
+
     Args:
         config: the run's configuration.
         learner: what is trained.
@@ -49,7 +52,7 @@ class Trainer:
         config: ExperimentConfig,
         learner: Learner,
         policy: Policy,
-        run: RunDirectory,
+        run: RunDirectory | SharedRun,
         *,
         progress: bool = True,
     ) -> None:
@@ -57,7 +60,8 @@ class Trainer:
         self.learner = learner
         self.policy = policy
         self.run = run
-        self.progress = progress
+        self.world = learner.world
+        self.progress = progress and self.world.main
         self.counts = StrategyCounts(learner.space, learner.device)
         self.rollbacks = 0
         self._health = HealthWatch()
@@ -89,17 +93,22 @@ class Trainer:
             while not self.learner.finished:
                 try:
                     self._step(bar)
-                    if stop.requested or self.learner.finished:
+                    number = self.world.maximum(stop.signal_number or 0)
+                    if number or self.learner.finished:
                         self._save()
                 except Diverged as error:
                     self._roll_back(error)
                     bar.n = self.learner.step_count
-                if stop.requested:
-                    return stop.exit_status
+                    number = self.world.maximum(stop.signal_number or 0)
+                if number:
+                    return 128 + number
         return 0
 
     def finish(self) -> dict[str, Any]:
-        """Draw the figures, measure the network when configured, and write and return ``summary.json``."""
+        """Draw the figures, measure the network when configured, and write and return ``summary.json``.
+
+        Of several ranks only rank 0 does, and needs no other for it.
+        """
         from astra_env.plotting.training import plot_losses, plot_strategies
 
         metrics = self.run.metrics()
@@ -146,6 +155,8 @@ class Trainer:
 
     def _log(self, report: StepReport, scalars: dict[str, float]) -> None:
         shares = self.counts.take()
+        if not self.world.main:
+            return
         self.run.log(report.step, {**scalars, **shares})
         writer, step = self.run.writer, report.step
         if self._trained:

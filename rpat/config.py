@@ -138,6 +138,8 @@ class RunConfig:
     """Use what pays on the device: bf16 where it has instructions for it, channels_last, fold_batchnorm, tf32."""
     threads: int | None = None
     """CPU threads; default PyTorch's own choice."""
+    timeout_seconds: float = 600.0
+    """Of several processes: how long each waits for the others before it ends with an error."""
     on_divergence: str = "raise"
     """raise, or rollback: restore the last checkpoint and continue at half the learning rate."""
     deterministic: bool = False
@@ -174,6 +176,8 @@ class RPATConfig:
     """Steps of the training attack."""
     epochs: int | None = None
     """Length of the run; default the method's."""
+    sync_bn: bool = False
+    """Of several processes on CUDA: normalise by the whole batch (SyncBatchNorm); else each by its own rows."""
     batch_size: int = 128
     """Images per step; each gives as many rows as the method has views."""
     data: DataConfig = field(default_factory=DataConfig)

@@ -10,6 +10,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from astra_env.attack_copy import AttackCopy
 from astra_env.data import BatchSampler, ImageDataset
+from astra_env.distributed import ALONE, SharedGradients, World, average_statistics, with_shared_statistics
 from astra_env.errors import CheckpointError, Diverged
 from astra_env.seeding import derive_seed, generator
 from astra_env.speed import Speed, tf32
@@ -38,6 +39,7 @@ class SupervisedLearner:
         train: labelled training images, without the validation slice.
         device: where the network lives.
         rate_field: what the user sets the learning rate by, for messages.
+        world: the ranks that train together; each works on its own rows of every batch.
 
     Attributes:
         model: the classifier.
@@ -51,8 +53,12 @@ class SupervisedLearner:
         config: RPATConfig,
         train: ImageDataset,
         device: torch.device,
+        world: World = ALONE,
+        *,
         rate_field: str = "optimizer.learning_rate",
     ) -> None:
+        world.share(config.batch_size, "batch_size")
+        self.world = world
         self.config = config
         self.rate_field = rate_field
         self.train = train
@@ -64,7 +70,10 @@ class SupervisedLearner:
         self.memory_format: torch.memory_format = memory
         network = build_network(config.network, train, config.seed)
         self.model: nn.Module = network.to(device=device).to(memory_format=memory)  # type: ignore[call-overload]
+        if config.sync_bn:
+            self.model = with_shared_statistics(self.model, device, world, "sync_bn")
         self._attacked = AttackCopy(self.model, self.speed) if self.speed.fold_batchnorm else None
+        self.gradients = SharedGradients(self.model.parameters(), world)
         self.optimizer = torch.optim.SGD(
             self.model.parameters(),
             lr=config.optimizer.learning_rate,
@@ -122,11 +131,13 @@ class SupervisedLearner:
         return terms
 
     def draw(self) -> tuple[Tensor, Tensor]:
-        """Return the next batch, augmented: images in [0, 1] and labels, as :class:`Step` takes them."""
+        """Return this rank's part of the next batch, augmented: images in [0, 1] and labels, for :class:`Step`."""
         rows = next(self.sampler)
         home, cuda = self.train.labels.device, self.device.type == "cuda"
         labels = self.train.labels[rows.to(home, non_blocking=cuda)].to(self.device, non_blocking=cuda)
-        images, labels = self.augment(self.train.gather(rows, self.device), labels, self.epoch)
+        # All of it on every rank, because CutMix pastes from image to image; next to an attack it costs nothing.
+        batch = self.augment(self.train.gather(rows, self.device), labels, self.epoch)
+        images, labels = (self.world.own(part, self.method.views) for part in batch)
         return images.contiguous(memory_format=self.memory_format), labels
 
     def begin(
@@ -162,17 +173,25 @@ class SupervisedLearner:
             progress=progress,
             autocast=self.speed.autocast,
             attacked=None if self._attacked is None else self._attacked.forward(len(images)),
+            world=self.world,
+            views=self.method.views,
         )
 
     def differentiate(self, step: Step) -> dict[str, Tensor]:
-        """Leave the gradient of an attacked step's loss with the parameters; returns its terms as :meth:`step` does."""
-        terms = self.method.terms(step)
-        loss = torch.stack(list(terms.values())).sum()
+        """Leave the gradient of the whole batch's loss with the parameters; returns its terms, alike on every rank."""
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        terms: dict[str, Tensor] = {}
+
+        def compute() -> Tensor:
+            terms.update(self.method.terms(step))
+            return torch.stack(list(terms.values())).sum()
+
+        self.gradients.backward(compute)
+        means = self.world.mean(torch.stack([term.detach() for term in terms.values()]))
+        loss = means.sum()
         return {
-            "loss": loss.detach(),
-            **{f"loss_{name}": term.detach() for name, term in terms.items()},
+            "loss": loss,
+            **{f"loss_{name}": mean for name, mean in zip(terms, means, strict=True)},
             "grad_norm": self._finite_gradient(loss),
             **_signs(step),
         }
@@ -180,6 +199,8 @@ class SupervisedLearner:
     def update(self) -> None:
         """Take the step whose gradient the parameters hold."""
         self.optimizer.step()
+        if not self.config.sync_bn:
+            average_statistics(self.model, self.world)
         if self.average is not None:
             self.average.update_parameters(self.model)
         self.steps_done += 1
@@ -259,9 +280,10 @@ class SupervisedLearner:
 
 def _signs(step: Step) -> dict[str, Tensor]:
     """Return what tells whether the attack and the network do anything, as far as the step has computed it anyway."""
-    share = None if step.attack is None else step.attack.zero_gradient_share
+    share = step.world.mean_of_known(None if step.attack is None else step.attack.zero_gradient_share)
     signs = {} if share is None else {"zero_gradient_share": share}
     logits = step.__dict__.get("adv_logits")
     if logits is not None:
-        signs["logit_spread"] = logits.detach().std(0).mean()
+        spread = step.world.mean_of_known(logits.detach().std(0).mean())
+        signs |= {} if spread is None else {"logit_spread": spread}
     return signs

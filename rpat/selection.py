@@ -35,11 +35,13 @@ class Selection:
     Args:
         folder: where weights are written; None keeps them in memory.
         num_classes: number of logits, stored beside the weights so that the network can be rebuilt.
+        writes: whether this process writes the weights; of several ranks only one does.
     """
 
-    def __init__(self, folder: Path | None, num_classes: int) -> None:
+    def __init__(self, folder: Path | None, num_classes: int, *, writes: bool = True) -> None:
         self.folder = folder
         self.num_classes = num_classes
+        self.writes = writes
         self.records: dict[str, Record] = {}
         self._weights: dict[str, dict[str, Tensor]] = {}
 
@@ -50,7 +52,7 @@ class Selection:
         self.records[name] = record
         if self.folder is None:
             self._weights[name] = {key: tensor.detach().clone() for key, tensor in weights.items()}
-        else:
+        elif self.writes:
             state = {"model": dict(weights), "num_classes": self.num_classes, **asdict(record)}
             save_checkpoint(self.folder / FILES[name], state)
         return True

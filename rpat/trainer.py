@@ -16,7 +16,7 @@ from tqdm import tqdm
 from astra_env.configuration import load_config, to_yaml
 from astra_env.data import ImageDataset, load_dataset, split_validation
 from astra_env.determinism import deterministic_algorithms
-from astra_env.devices import resolve_device
+from astra_env.distributed import ALONE, SharedRun, World, shared_state
 from astra_env.errors import CheckpointError, Diverged
 from astra_env.evaluation.batches import require_alike, require_labels
 from astra_env.evaluation.robustness import clean_accuracy, robust_accuracy
@@ -40,6 +40,7 @@ class Trainer:
     Args:
         config: a configuration, preset name, YAML file or mapping; None for the defaults.
         overrides: values by dotted key, such as ``{"method": "trades", "optimizer.learning_rate": 0.05}``.
+        world: the ranks that train together, each with its trainer; rank 0's logs and writes.
 
     Attributes:
         config: the configuration with every method-dependent value settled.
@@ -56,6 +57,7 @@ class Trainer:
         self,
         config: RPATConfig | str | Path | Mapping[str, Any] | None = None,
         overrides: Mapping[str, Any] | None = None,
+        world: World = ALONE,
     ) -> None:
         if not isinstance(config, RPATConfig):
             config = load_config(RPATConfig, config, overrides, package=PRESET_PACKAGE)
@@ -64,9 +66,10 @@ class Trainer:
         self.config = config.resolved()
         if self.config.run.threads is not None:
             torch.set_num_threads(self.config.run.threads)
-        self.device = resolve_device(self.config.device)
+        self.world = world
+        self.device = world.resolve(self.config.device)
         train, self.validation, self.test = load_splits(self.config, self.device)
-        self.learner = SupervisedLearner(self.config, train, self.device)
+        self.learner = SupervisedLearner(self.config, train, self.device, world)
         self.exit_status = 0
         self._classes = self.config.network.num_classes or len(train.classes)
         self._selection = Selection(None, self._classes)
@@ -92,47 +95,58 @@ class Trainer:
                 or going back did not help.
         """
         started = time.monotonic() - self._seconds
-        place = nullcontext() if run_dir is None else RunDirectory(run_dir, to_yaml(self.config), resume=resume)
+        place = nullcontext() if run_dir is None else self._place(run_dir, resume)
         kernels = deterministic_algorithms(self.config.run.deterministic)
         with place as run, kernels, GracefulStop() as stop:
             self._open(run, resume)
             if self.learner.steps_done == 0:
                 self._save(run)
             with self._progress_bar() as bar:
-                while self.learner.steps_done < self.learner.total_steps and not stop.requested:
+                while self.learner.steps_done < self.learner.total_steps:
                     try:
                         self._accumulate(self.learner.step())
                         self._seconds = time.monotonic() - started
                         self._after_step(run)
-                        if stop.requested:
+                        if self._stopped(stop):
                             self._save(run)
                     except Diverged as error:
                         self._roll_back(run, error)
+                        self._stopped(stop)
                     bar.n = self.learner.steps_done
                     bar.update(0)
-            self.exit_status = stop.exit_status
-            if stop.requested:
-                return self._summary(finished=False)
+                    if self.exit_status:
+                        return self._summary(finished=False)
             summary = self._summary(finished=True) | {"test": self._measure()}
-            if run is not None:
+            if run is not None and self.world.main:
                 from astra_env.plotting.style import save
                 from astra_env.plotting.training import supervised_figure
 
                 run.write_summary(summary)
-                with run.refusals():
+                with run.directory.refusals():
                     save(supervised_figure(run.metrics()), run.path / "losses.png")
             return summary
 
     def selected(self) -> nn.Module:
         """Return the learner's network with the selected weights: the average's best where there is one, in eval mode.
 
-        The training state of the network is replaced; call it after the run.
+        The training state of the network is replaced; call it after the run, on every rank.
         """
-        self.learner.model.load_state_dict(self._selection.weights(self._selected_name()))
+        weights = self._selection.weights(self._selected_name()) if self.world.main else None
+        self.learner.model.load_state_dict(shared_state(self.world, weights) or {})
         return self.learner.model.eval()
 
-    def _open(self, run: RunDirectory | None, resume: bool) -> None:
-        self._selection = Selection(run.checkpoints if run is not None else None, self._classes)
+    def _stopped(self, stop: GracefulStop) -> bool:
+        """Whether any rank was asked to stop; all hear of it together and leave with the same status."""
+        signal_number = self.world.maximum(stop.signal_number or 0)
+        self.exit_status = 128 + signal_number if signal_number else 0
+        return signal_number != 0
+
+    def _place(self, run_dir: str | Path, resume: bool) -> SharedRun:
+        return SharedRun(self.world, run_dir, lambda: RunDirectory(run_dir, to_yaml(self.config), resume=resume))
+
+    def _open(self, run: SharedRun | None, resume: bool) -> None:
+        folder = run.checkpoints if run is not None else None
+        self._selection = Selection(folder, self._classes, writes=self.world.main)
         state = run.restore() if run is not None and resume else None
         if state is None:
             return
@@ -151,7 +165,7 @@ class Trainer:
             raise CheckpointError(f"last.pt: not a checkpoint of such a run ({one_line(error)})") from error
         self._sums, self._seconds, self.rollbacks = sums, seconds, rollbacks
 
-    def _roll_back(self, run: RunDirectory | None, error: Diverged) -> None:
+    def _roll_back(self, run: SharedRun | None, error: Diverged) -> None:
         """Continue from the last checkpoint at half the learning rate, if that is wanted, possible and not hopeless."""
         if run is None or self.config.run.on_divergence == "raise" or self.rollbacks >= MAX_ROLLBACKS:
             raise error
@@ -166,7 +180,7 @@ class Trainer:
         for name, value in terms.items():
             self._sums[name] = self._sums.get(name, torch.zeros((), device=self.device)) + value
 
-    def _after_step(self, run: RunDirectory | None) -> None:
+    def _after_step(self, run: SharedRun | None) -> None:
         learner, every = self.learner, self.config.run.log_every
         in_epoch = learner.sampler.state_dict()["position"]
         epoch_ended = in_epoch == learner.sampler.steps_per_epoch
@@ -179,7 +193,7 @@ class Trainer:
             self._sums = {}
             self._after_epoch(run, learner.epoch - 1)
 
-    def _after_epoch(self, run: RunDirectory | None, epoch: int) -> None:
+    def _after_epoch(self, run: SharedRun | None, epoch: int) -> None:
         config, last = self.config, epoch + 1 == self.learner.epochs
         if last or (epoch + 1) % config.validation.every == 0:
             values = self._validate(epoch)
@@ -197,7 +211,7 @@ class Trainer:
         values: dict[str, float] = {}
         for name, network in networks.items():
             batch = self.config.validation.batch_size
-            clean = clean_accuracy(network, self.validation, batch_size=batch)
+            clean = clean_accuracy(network, self.validation, batch_size=batch, world=self.world)
             robust = self._under_attack(network, self.validation, self.config.validation.steps, batch, None)
             record = Record(epoch, robust.value, clean.value)
             self._selection.offer(name, record, network.state_dict())
@@ -212,7 +226,7 @@ class Trainer:
             return {}
         network, bar = self.selected(), self.config.run.progress and sys.stderr.isatty()
         size, limit = settings.batch_size, settings.max_images
-        clean = clean_accuracy(network, self.test, batch_size=size, max_images=limit, progress=bar)
+        clean = clean_accuracy(network, self.test, batch_size=size, max_images=limit, progress=bar, world=self.world)
         robust = self._under_attack(network, self.test, settings.steps, size, limit, progress=bar)
         return {"clean": clean.as_dict(), f"pgd_{settings.steps}": robust.as_dict()}
 
@@ -239,9 +253,10 @@ class Trainer:
             seed=derive_seed(self.config.seed, "validation"),
             max_images=limit,
             progress=progress,
+            world=self.world,
         )
 
-    def _save(self, run: RunDirectory | None, keep_as: str | None = None) -> None:
+    def _save(self, run: SharedRun | None, keep_as: str | None = None) -> None:
         if run is None:
             return
         require_finite(self.learner.model, self.learner.steps_done)
@@ -281,7 +296,7 @@ class Trainer:
             initial=self.learner.steps_done,
             unit="step",
             desc=self.config.method,
-            disable=None if self.config.run.progress else True,
+            disable=None if self.config.run.progress and self.world.main else True,
         )
 
 

@@ -7,12 +7,15 @@ from typing import Any
 
 from astra_env.command_line import run_main
 from astra_env.configuration import build_parser, from_dict, parse_command_line
+from astra_env.distributed import start
 from astra_env.errors import ConfigError
 from astra_env.evaluation.config import EvaluationConfig
 from astra_env.interrupts import Interrupted, breaking_off
 
 LISTS = ("--attacks", "--curves", "--attack.epsilon", "--head.learning_rate")
 PRESETS = "astra_env.evaluation.configs"
+WAIT_SECONDS = 7 * 24 * 3600.0
+"""How long processes wait for the one that trains a head or runs AutoAttack."""
 DESCRIPTION = """Evaluate encoders and classifiers and write results.json, report.md and figure.png.
 
 Examples:
@@ -22,6 +25,7 @@ Examples:
   evaluate.py runs/a --label_fraction 0.01                semi-supervised
   evaluate.py runs/a --every                              robust accuracy against epoch, over all kept checkpoints
   evaluate.py runs/a --corruptions data/CIFAR-10-C
+  torchrun --nproc-per-node 8 scripts/evaluate.py runs/a        test images shared out over the processes
 
 Ctrl-C or SIGTERM leaves results.json partial and whole; the same command continues it. A second one exits at once.
 Exit status: 0 finished, 2 unusable input (one line says what), 130 or 143 stopped by a signal.
@@ -44,14 +48,15 @@ def main() -> int:
 
     progress = not options["quiet"]
     hooks = {"perception": perception_hook(config, out, progress)} if options["perception"] else {}
-    with breaking_off():
+    choices = {"every": options["every"], "hooks": hooks, "progress": progress}
+    with start(config.device, WAIT_SECONDS) as world, breaking_off():
         try:
-            results = evaluate(
-                config, options["checkpoints"], out, every=options["every"], hooks=hooks, progress=progress
-            )
-            print(write_report(results, out))
+            results = evaluate(config, options["checkpoints"], out, world=world, **choices)
+            if world.main:
+                print(write_report(results, out))
         except Interrupted as interruption:
-            write_partial(out)
+            if world.main:
+                write_partial(out)
             return interruption.exit_status
     return 0
 

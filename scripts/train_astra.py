@@ -9,6 +9,7 @@ from typing import Any
 from astra_env.command_line import run_main
 from astra_env.config import ExperimentConfig
 from astra_env.configuration import build_parser, from_dict, parse_command_line, to_yaml
+from astra_env.distributed import ALONE, SharedRun, World, restarted, start
 from astra_env.errors import ConfigError
 from astra_env.run_configuration import config_of_run
 
@@ -20,6 +21,9 @@ Examples:
   train_astra.py --config cifar10 --policy my_module:MyPolicy --run_dir runs/mine
   train_astra.py --config supervised_quickstart --learner.kind_args.method trades --run_dir runs/supervised
   train_astra.py --resume --run_dir runs/cifar10
+  torchrun --nproc-per-node 8 scripts/train_astra.py --config cifar10 --run_dir runs/cifar10
+
+Under torchrun the batch is split over the processes; started anew by --max-restarts, the run in --run_dir continues.
 
 Exit status: 0 finished, 2 unusable input (one line says what), 130 or 143 stopped by a signal after saving.
 """
@@ -37,14 +41,24 @@ def main() -> int:
         raise ConfigError("run_dir: expected a directory for the run; give one with --run_dir DIR")
     run_dir = Path(options["run_dir"])
     config = config_of_run(ExperimentConfig, run_dir) if options["resume"] else from_dict(ExperimentConfig, values)
-    status = run_training(config, run_dir, resume=options["resume"], quiet=options["quiet"], track=options["track"])
-    if not status:
+    with start(config.device, config.run.timeout_seconds) as world:
+        resume = options["resume"] or world.agreed(restarted() and (run_dir / "config.yaml").exists())
+        status = run_training(
+            config, run_dir, resume=resume, quiet=options["quiet"], track=options["track"], world=world
+        )
+    if not status and world.main:
         report(json.loads((run_dir / "summary.json").read_text()), run_dir)
     return status
 
 
 def run_training(
-    config: ExperimentConfig, run_dir: Path, *, resume: bool = False, quiet: bool = False, track: bool = False
+    config: ExperimentConfig,
+    run_dir: Path,
+    *,
+    resume: bool = False,
+    quiet: bool = False,
+    track: bool = False,
+    world: World = ALONE,
 ) -> int:
     """Train to the end, measure and write everything; returns 0, or the status to exit with after a signal."""
     import torch
@@ -54,24 +68,25 @@ def run_training(
     from astra_env.run_directory import RunDirectory
     from astra_env.trainer import Trainer
 
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    level = logging.WARNING if world.main else logging.ERROR
+    logging.basicConfig(level=level, format="%(levelname)s: %(message)s")
     if config.run.threads is not None:
         torch.set_num_threads(config.run.threads)
-    learner = make_learner(config)
+    learner = make_learner(config, world=world)
     context = agents.Context(learner.space, learner.device, config.seed, learner.total_steps, learner.warmup_steps)
     policy = agents.make(config.policy, context=context, **config.policy_args)
-    if track:
+    if track and world.main:
         start_tracking(run_dir, to_yaml(config))
-    with RunDirectory(run_dir, to_yaml(config), resume=resume) as run:
+    with SharedRun(world, run_dir, lambda: RunDirectory(run_dir, to_yaml(config), resume=resume)) as run:
         trainer = Trainer(config, learner, policy, run, progress=not quiet)
         if resume:
             trainer.restore()
         status = trainer.fit()
-        if status:
+        if status and world.main:
             print(f"stopped at step {learner.step_count}; continue with --resume --run_dir {run_dir}", file=sys.stderr)
-            return status
-        trainer.finish()
-    return 0
+        elif world.main:
+            trainer.finish()
+    return status
 
 
 def start_tracking(run_dir: Path, config_yaml: str) -> None:

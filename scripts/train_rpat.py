@@ -1,6 +1,9 @@
 """Train a robust classifier: PGD-AT, TRADES, MART, Consistency-AT or ReBAT, with or without robust perception.
 
 python scripts/train_rpat.py --config quickstart --method trades --robust_perception true --run_dir runs/trades
+torchrun --nproc-per-node 4 scripts/train_rpat.py --config cifar10_linf --data.root data --run_dir runs/pgd_at
+
+Under torchrun the batch is split over the processes; started anew by --max-restarts, the run in --run_dir continues.
 """
 
 import sys
@@ -9,6 +12,7 @@ from pathlib import Path
 
 from astra_env.command_line import run_main
 from astra_env.configuration import build_parser, from_dict, parse_command_line, to_yaml
+from astra_env.distributed import restarted, start
 from astra_env.errors import ConfigError
 from rpat import RPATConfig, Trainer
 from rpat.config import PRESET_PACKAGE
@@ -31,9 +35,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     if resume and run_dir is None:
         raise ConfigError("run_dir: --resume needs the --run_dir of the run to continue; add it")
     folder = Path(run_dir or f"runs/{config.method.replace(':', '_')}")
-    trainer = Trainer(config)
-    summary = trainer.fit(folder, resume=resume)
-    print(_report(summary, folder))
+    with start(config.device, config.run.timeout_seconds) as world:
+        trainer = Trainer(config, world=world)
+        resume = resume or world.agreed(restarted() and (folder / "config.yaml").exists())
+        summary = trainer.fit(folder, resume=resume)
+    if world.main:
+        print(_report(summary, folder))
     return trainer.exit_status
 
 

@@ -12,13 +12,13 @@ BELOW_ENVS = (
     "strategy", "losses", "rewards", "attacks", "augment", "data", "models", "optim", "objectives", "learner",
     "learners", "config", "configuration", "checkpoint", "run_directory", "trainer", "interaction", "protocols",
     "report", "evaluation", "plotting", "seeding", "devices", "errors", "registry", "interrupts", "strategy_counts",
-    "building",
+    "building", "distributed",
 )  # fmt: skip
 LEVELS = [
     {"errors", "registry", "seeding", "devices", "interrupts", "checkpoint"},
     {"strategy", "losses", "optim", "config", "configuration", "clustering"},
+    {"run_directory", "distributed"},
     {"attacks", "augment", "models", "data", "rewards", "objectives", "building", "report", "protocols"},
-    {"run_directory"},
     {"learner", "learners", "interaction", "strategy_counts"},
     {"evaluation", "envs"},
 ]

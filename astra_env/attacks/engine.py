@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from astra_env.attacks.norms import Norm
 from astra_env.attacks.objectives import Objective
+from astra_env.distributed import ALONE, World
 from astra_env.errors import InputError
 from astra_env.strategy import AttackStrategy
 
@@ -61,6 +62,8 @@ def perturb(
     norm: Norm,
     delta: Tensor,
     final_outputs: bool = False,
+    world: World = ALONE,
+    chunks: int = 1,
 ) -> AttackResult:
     """Move each image up the gradient of ``objective`` for its own number of steps.
 
@@ -76,6 +79,9 @@ def perturb(
         norm: the ball's norm.
         delta: start of the perturbation, like ``images``; clipped to the image box first.
         final_outputs: also return the outputs at the final position (one more forward per image).
+        world: the ranks over which the batch is spread; a joint objective sees the outputs of all of them, and all go
+            through as many iterations as the slowest. The result is about this rank's images.
+        chunks: take gradients in so many parts of the batch, when memory holds no more (one more forward a step).
 
     Raises:
         InputError: when strategy and images differ in number.
@@ -92,24 +98,49 @@ def perturb(
     delta[idle:] = _into_box(images[idle:], norm.project(delta[idle:], epsilon[idle:]))
     cache = _OutputCache(forward, schedule, needed=final_outputs or objective.joint)
 
+    def value(outputs: Tensor) -> Tensor:
+        every = cache.complete(outputs)
+        return objective(world.join(every) if objective.joint else every)
+
     before, zero_share = len(images), None
-    for iteration in range(schedule.iterations):
+    iterations = world.maximum(schedule.iterations) if objective.joint else schedule.iterations
+    for iteration in range(iterations):
         moving = schedule.moving(iteration)
         cache.store(images, delta, moving, before)
-        position = (images[:moving] + delta[:moving]).requires_grad_()
-        with torch.enable_grad():
-            # A view, because PyTorch's module hooks (FLOP counters, say) refuse to see the leaf itself.
-            value = objective(cache.complete(forward(position.view_as(position))))
-            (gradient,) = torch.autograd.grad(value, position)
+        before = moving
+        if moving == 0:
+            world.gather(cache.complete())  # images of other ranks still move, and their gradient needs ours
+            continue
+        position = images[:moving] + delta[:moving]
+        gradient = _gradient(forward, value, position, chunks)
         if iteration == 0:
             zero_share = (gradient.flatten(1).abs().amax(1) == 0).float().mean()
         stepped = delta[:moving] + step_size[:moving] * norm.direction(gradient)
         delta[:moving] = _into_box(images[:moving], norm.project(stepped, epsilon[:moving]))
-        before = moving
     if final_outputs:
         cache.store(images, delta, 0, before)
     outputs = schedule.restore(cache.outputs) if final_outputs and cache.outputs is not None else None
     return AttackResult(schedule.restore((images + delta).clamp_(0, 1)), outputs, zero_share)
+
+
+def _gradient(
+    forward: Callable[[Tensor], Tensor], value: Callable[[Tensor], Tensor], position: Tensor, chunks: int
+) -> Tensor:
+    """Return the gradient of ``value(forward(position))``; in chunks, by way of the gradient of all outputs."""
+    with torch.enable_grad():
+        if chunks == 1:
+            position.requires_grad_()
+            # A view, because PyTorch's module hooks (FLOP counters, say) refuse to see the leaf itself.
+            return torch.autograd.grad(value(forward(position.view_as(position))), position)[0]
+        parts = [part for part in position.tensor_split(chunks) if len(part)]
+        with torch.no_grad():
+            outputs = torch.cat([forward(part) for part in parts])
+        (signal,) = torch.autograd.grad(value(outputs.requires_grad_()), outputs)
+        gradients: list[Tensor] = []
+        for part, wanted in zip(parts, signal.split([len(part) for part in parts]), strict=True):
+            part.requires_grad_()
+            gradients += torch.autograd.grad(forward(part.view_as(part)), part, wanted)
+        return torch.cat(gradients)
 
 
 def _into_box(images: Tensor, delta: Tensor) -> Tensor:
@@ -158,8 +189,11 @@ class _OutputCache:
             self.outputs = outputs.new_zeros(len(images), *outputs.shape[1:])
         self.outputs[start:stop] = outputs
 
-    def complete(self, outputs: Tensor) -> Tensor:
+    def complete(self, outputs: Tensor | None = None) -> Tensor:
         """Return the outputs of the whole batch in its own order: the moving rows', then the kept ones."""
+        if outputs is None:
+            assert self.outputs is not None
+            return self._schedule.restore(self.outputs)
         missing = self._schedule.total - len(outputs)
         if missing:
             kept = (

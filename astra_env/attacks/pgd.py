@@ -6,8 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from astra_env.attacks.engine import AttackResult, frozen, perturb
-from astra_env.attacks.norms import get_norm
+from astra_env.attacks.norms import Norm, get_norm
 from astra_env.attacks.objectives import Contrastive, CrossEntropy, Objective
+from astra_env.distributed import ALONE, World
 from astra_env.strategy import AttackStrategy, check_pixel_units
 
 START_RADIUS = 8 / 255
@@ -69,6 +70,8 @@ def contrastive_attack(
     forward: Callable[[Tensor], Tensor] | None = None,
     objective: Objective | None = None,
     final_outputs: bool = True,
+    world: World = ALONE,
+    chunks: int = 1,
 ) -> AttackResult:
     """Do what :func:`contrastive_pgd` does and also return the features of the adversarial views.
 
@@ -78,9 +81,12 @@ def contrastive_attack(
         forward: how to compute features, when not by ``encoder(views, branch=branch)`` (a folded copy of it, say).
         objective: what to maximise, of the features of all views; default NT-Xent at ``temperature``.
         final_outputs: whether to compute the final features.
+        world: the ranks over which the batch is spread: ``views``, ``strategy``, ``init`` and the result are this
+            rank's part, ``generator`` is every rank's alike, and NT-Xent is that of all views.
+        chunks: as in the engine.
     """
     ball = get_norm(norm)
-    delta = init if init is not None else ball.uniform(views, START_RADIUS, generator)
+    delta = init if init is not None else world.own(ball.uniform(world.whole(views), START_RADIUS, generator))
 
     def encode(images: Tensor) -> Tensor:
         with torch.autocast(images.device.type, autocast, enabled=autocast is not None):
@@ -89,7 +95,17 @@ def contrastive_attack(
 
     goal = objective if objective is not None else Contrastive(temperature)
     with frozen(encoder):
-        return perturb(encode, views, strategy, goal, norm=ball, delta=delta, final_outputs=final_outputs)
+        return perturb(
+            encode,
+            views,
+            strategy,
+            goal,
+            norm=ball,
+            delta=delta,
+            final_outputs=final_outputs,
+            world=world,
+            chunks=chunks,
+        )
 
 
 def supervised_pgd(
@@ -160,12 +176,16 @@ def supervised_attack(
     forward: Callable[[Tensor], Tensor] | None = None,
     autocast: torch.dtype | None = None,
     final_outputs: bool = False,
+    world: World = ALONE,
+    groups: int = 1,
 ) -> AttackResult:
     """Do what :func:`supervised_pgd` does with a budget of its own for every image; returns all the attack knows.
 
     Args beyond those of :func:`supervised_pgd`:
         strategy: one budget per image, on the images' device; the default start is uniform in each image's own ball.
         final_outputs: also return the logits at the final position (one more forward per image).
+        world: the ranks over which a batch is spread; ``images`` are this rank's, the start is drawn for all.
+        groups: the batch is so many batches, one behind the other, each spread alike (:meth:`World.own`).
     """
     ball = get_norm(norm)
     call = forward if forward is not None else model
@@ -175,9 +195,17 @@ def supervised_attack(
             logits = call(batch)
         return logits.to(batch.dtype)
 
-    delta = init
-    if delta is None:
-        delta = ball.uniform(images, strategy.epsilon.view(-1, 1, 1, 1).to(images.dtype), generator)
     goal = objective if objective is not None else CrossEntropy(labels)
+    delta = init if init is not None else _start(ball, images, strategy.epsilon, generator, world, groups)
     with frozen(model):
         return perturb(run, images, strategy, goal, norm=ball, delta=delta, final_outputs=final_outputs)
+
+
+def _start(
+    ball: Norm, images: Tensor, epsilon: Tensor, generator: torch.Generator | None, world: World, groups: int
+) -> Tensor:
+    """Return a uniform start in each image's own ball; of several ranks, each draws for all and takes its own."""
+    radius = epsilon.view(-1, 1, 1, 1).to(images.dtype)
+    if world.alone:
+        return ball.uniform(images, radius, generator)
+    return world.own(ball.uniform(world.whole(images), 1.0, generator), groups) * radius

@@ -56,12 +56,16 @@ class SimCLRAugment:
             )
 
     @torch.no_grad()
-    def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
+    def __call__(
+        self, images: Tensor, generator: torch.Generator, *, first: int = 0, total: int | None = None
+    ) -> Tensor:
         """Make two views of every image.
 
         Args:
             images: uint8 (B, 3, H, W), any device.
             generator: CPU generator; the only source of randomness.
+            first: these are the images from ``first`` on of a larger batch; their views are those they would get in it.
+            total: images in the larger batch; default no more than these.
 
         Returns:
             float32 (2B, 3, S, S) on the images' device, multiples of 1/255 in [0, 1]; rows 2k and 2k+1 show image k.
@@ -71,18 +75,21 @@ class SimCLRAugment:
         """
         check_images(images, allow_float=False)
         check_generator(generator)
-        count = 2 * len(images)
+        count = 2 * (total or len(images))
         height, width = images.shape[-2:]
         boxes = sample_crops(count, height, width, self.crop_scale, self.crop_ratio, generator)
         mirrored, jittered, gray = torch.rand(3, count, generator=generator) < torch.tensor(
             [[self.flip_probability], [self.jitter_probability], [self.grayscale_probability]]
         )
         order, factors = sample_jitter(count, self.jitter, generator)
+        own = slice(2 * first, 2 * (first + len(images)))
+        boxes, mirrored, jittered, gray = boxes[own], mirrored[own], jittered[own], gray[own]
+        order, factors = order[own], factors[own]
 
         at_once = self._views_at_once(images)
         pieces = []
-        for first in range(0, count, at_once):
-            rows = slice(first, first + at_once)
+        for start in range(0, 2 * len(images), at_once):
+            rows = slice(start, start + at_once)
             views = resized_crops(
                 images[rows.start // 2 : rows.stop // 2], boxes[rows], mirrored[rows], self.image_size
             )

@@ -4,10 +4,13 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, NoReturn
 
 import numpy as np
+import torch
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
+from astra_env.distributed import ALONE
+from astra_env.distributed.start import joined
 from astra_env.envs.rendering import RENDER_MODES, Recorder
 from astra_env.envs.training import TrainingEnv
 from astra_env.errors import ConfigError, Diverged, InputError
@@ -71,6 +74,8 @@ class InstanceAttackStrategyVectorEnv(TrainingEnv, VectorEnv[np.ndarray, np.ndar
     * `render_mode`: `ansi` or `rgb_array`; `render()` returns the same line or figure for every sub-environment.
     * `autoreset_mode`: `same_step` or `next_step` (or an `AutoresetMode`); default `env.autoreset_mode`.
     * `max_episode_steps`: truncate after so many minibatches; default never.
+    * `distributed`: train one network in the environments of all processes of the process group, each with its own
+      `num_envs` views of the minibatch; give all of them the same configuration and seeds, and step them together.
 
     Beyond Gymnasium's interface: `state_dict()`, `load_state_dict()`, `save(path)`, `load(path)`, `fork()`.
 
@@ -92,12 +97,15 @@ class InstanceAttackStrategyVectorEnv(TrainingEnv, VectorEnv[np.ndarray, np.ndar
         render_mode: str | None = None,
         autoreset_mode: str | AutoresetMode | None = None,
         max_episode_steps: int | None = None,
+        distributed: bool = False,
     ) -> None:
+        self.world = joined() if distributed else ALONE
         super().__init__(config, overrides)
         per_image = learner_class(self.config.learner.kind).views_per_image(self.config)
         if num_envs is not None:
-            self.config.learner.batch_size = _images(num_envs, per_image)
-        self.num_envs = per_image * self.config.learner.batch_size
+            self.config.learner.batch_size = _images(num_envs, per_image) * self.world.size
+        own = self.world.share(self.config.learner.batch_size)
+        self.num_envs = per_image * (own.stop - own.start)
         self.render_mode = render_mode
         self.autoreset_mode = _autoreset_mode(autoreset_mode or self.config.env.autoreset_mode)
         self.metadata = {**self.metadata, "autoreset_mode": self.autoreset_mode}  # type: ignore[misc]
@@ -154,7 +162,7 @@ class InstanceAttackStrategyVectorEnv(TrainingEnv, VectorEnv[np.ndarray, np.ndar
 
     def observation(self) -> np.ndarray:
         """Return the views of the next minibatch: uint8 (num_envs, 3, H, W)."""
-        return self.learner.observation().cpu().numpy()
+        return self.learner.own_observation().cpu().numpy()
 
     def render(self) -> tuple[Any, ...] | None:
         """Return the line of text or the uint8 frame (H, W, 3) of the training, once per sub-environment."""
@@ -162,7 +170,8 @@ class InstanceAttackStrategyVectorEnv(TrainingEnv, VectorEnv[np.ndarray, np.ndar
 
     def _advance(self, actions: np.ndarray) -> tuple[np.ndarray, dict[str, Any]]:
         """Train on one minibatch; returns its rewards (num_envs,) and information."""
-        strategy = self.space.decode(actions, device=self.learner.device)
+        everyone = self.world.gather(torch.from_numpy(np.array(actions)))
+        strategy = self.space.decode(everyone, device=self.learner.device)
         try:
             report, scalars = self._train(strategy)
         except Diverged as error:
@@ -171,12 +180,12 @@ class InstanceAttackStrategyVectorEnv(TrainingEnv, VectorEnv[np.ndarray, np.ndar
             return np.full(self.num_envs, self.config.env.divergence_penalty), self._for_every_view(told)
         self._elapsed += 1
         self.shared_reward = report.reward.dim() == 0
-        rewards = report.reward.double().cpu().numpy()
+        rewards = (report.reward if self.shared_reward else self.world.own(report.reward)).double().cpu().numpy()
         scalars["step"] = self.learner.step_count
         self._recorder.record(self.learner.total_steps, scalars, actions)
         info = self._for_every_view(scalars)
         for name in ("epsilon", "steps", "step_size"):
-            info[name] = getattr(strategy, name).cpu().numpy()
+            info[name] = self.world.own(getattr(strategy, name)).cpu().numpy()
             info[f"_{name}"] = np.ones(self.num_envs, dtype=np.bool_)
         return np.array(np.broadcast_to(rewards, (self.num_envs,))), info
 

@@ -12,6 +12,7 @@ from gymnasium.error import ResetNeeded
 from astra_env.checkpoint import load_checkpoint, save_checkpoint
 from astra_env.config import ExperimentConfig
 from astra_env.configuration import load_config
+from astra_env.distributed import ALONE, World
 from astra_env.errors import CheckpointError, Diverged, InputError
 from astra_env.learners import learner_class, make_learner, training_images
 from astra_env.protocols import Learner
@@ -34,6 +35,7 @@ class TrainingEnv:
     """
 
     np_random: np.random.Generator
+    world: World = ALONE
     OWN: ClassVar[tuple[str, ...]] = ("_np_random", "action_space", "observation_space", "_recorder")
     """What a fork copies instead of sharing it."""
 
@@ -45,7 +47,7 @@ class TrainingEnv:
         self.config: ExperimentConfig = load_config(ExperimentConfig, config, overrides)
         strategy = self.config.strategy
         self.space = StrategySpace(strategy.epsilon, strategy.steps, strategy.step_size)
-        self.dataset = training_images(self.config)
+        self.dataset = training_images(self.config, self.world)
         self.over = True
         self.diverged = False
         self._seed = self.config.seed
@@ -144,7 +146,7 @@ class TrainingEnv:
         self._seed = seed
         config = copy.copy(self.config)
         config.seed = seed
-        self._learner = make_learner(config, self.dataset)
+        self._learner = make_learner(config, self.dataset, self.world)
 
     def _require_running(self) -> None:
         """Raise ResetNeeded when no episode has begun or the last one is over."""

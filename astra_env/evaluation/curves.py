@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from astra_env.attacks import frozen, get_norm
 from astra_env.data import ImageDataset
+from astra_env.distributed import ALONE, World
 from astra_env.evaluation.accuracy import Accuracy
 from astra_env.evaluation.batches import device_of, ordered_batches, require_labels, take
 from astra_env.evaluation.parts import Remember, at_once
@@ -60,6 +61,7 @@ def radius_curve(
     max_images: int | None = None,
     remember: Remember = at_once,
     progress: bool = False,
+    world: World = ALONE,
 ) -> Curve:
     """Return the accuracy under PGD at every radius, with steps of ``2.5 * radius / steps``: long enough for each.
 
@@ -76,6 +78,7 @@ def radius_curve(
             seed=seed,
             batch_size=batch_size,
             max_images=max_images,
+            world=world,
         )
 
     return _by_radius(norm, radii, at, remember, "accuracy by radius", progress)
@@ -92,6 +95,7 @@ def noise_curve(
     max_images: int | None = None,
     remember: Remember = at_once,
     progress: bool = False,
+    world: World = ALONE,
 ) -> Curve:
     """Return the accuracy under random noise on the sphere of every radius: what a blind attack of that size does.
 
@@ -101,7 +105,7 @@ def noise_curve(
 
     def at(radius: float) -> Accuracy:
         noise = _Noise(radius, norm, seed)
-        return accuracy_under(model, dataset, noise, batch_size=batch_size, max_images=max_images)
+        return accuracy_under(model, dataset, noise, batch_size=batch_size, max_images=max_images, world=world)
 
     return _by_radius(norm, radii, at, remember, "accuracy by noise", progress)
 

@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from astra_env.data import ImageDataset
+from astra_env.distributed import ALONE, World
 from astra_env.evaluation.auto_attack import autoattack
 from astra_env.evaluation.batches import take, to_unit
 from astra_env.evaluation.config import EvaluationConfig
@@ -27,27 +28,43 @@ class Measurement:
         name: unique within a network.
         settings: what it depends on beside the network and the data, as plain values.
         compute: makes the result, as plain values.
+        spread: whether the ranks of a run make it together; else rank 0 alone does.
     """
 
     name: str
     settings: dict[str, Any]
     compute: Callable[[], dict[str, Any]]
+    spread: bool = False
 
 
 def measurements(
-    config: EvaluationConfig, model: nn.Module, test: ImageDataset, state: Path, *, progress: bool = False
+    config: EvaluationConfig,
+    model: nn.Module,
+    test: ImageDataset,
+    state: Path,
+    *,
+    progress: bool = False,
+    world: World = ALONE,
 ) -> Iterator[Measurement]:
-    """Yield what the configuration asks for, cheapest first; ``state`` is the stem of state files."""
+    """Yield what the configuration asks for, cheapest first; ``state`` is the stem of state files.
+
+    Accuracies on clean images, under PGD and under noise are measured by all ranks together.
+    """
     size = config.attack.batch_size
-    yield Measurement("clean", {}, lambda: clean_accuracy(model, test, batch_size=size, progress=progress).as_dict())
+    yield Measurement(
+        "clean",
+        {},
+        lambda: clean_accuracy(model, test, batch_size=size, progress=progress, world=world).as_dict(),
+        spread=True,
+    )
     if config.corruptions is not None:
         yield corruptions(config, model, test, state, progress=progress)
     for attack in config.attacks:
         for epsilon in config.epsilons:
             if attack in OBJECTIVES:
-                yield pgd(config, model, test, attack, epsilon, progress=progress)
+                yield pgd(config, model, test, attack, epsilon, progress=progress, world=world)
     for curve in config.curves:
-        yield curve_of(config, model, test, curve, state, progress=progress)
+        yield curve_of(config, model, test, curve, state, progress=progress, world=world)
     for attack in config.attacks:
         for epsilon in config.epsilons:
             if attack not in OBJECTIVES:
@@ -62,6 +79,7 @@ def pgd(
     epsilon: float,
     *,
     progress: bool = False,
+    world: World = ALONE,
 ) -> Measurement:
     """Return PGD with the cross-entropy ("pgd") or the margin ("cw") at one radius."""
     options: dict[str, Any] = {
@@ -82,8 +100,9 @@ def pgd(
         f"{title}-{config.attack.steps} {radius_name(epsilon, config.attack.norm)}{label}",
         options,
         lambda: robust_accuracy(
-            model, test, batch_size=config.attack.batch_size, progress=progress, **options
+            model, test, batch_size=config.attack.batch_size, progress=progress, world=world, **options
         ).as_dict(),
+        spread=True,
     )
 
 
@@ -123,7 +142,14 @@ def auto_attack(
 
 
 def curve_of(
-    config: EvaluationConfig, model: nn.Module, test: ImageDataset, curve: str, state: Path, *, progress: bool = False
+    config: EvaluationConfig,
+    model: nn.Module,
+    test: ImageDataset,
+    curve: str,
+    state: Path,
+    *,
+    progress: bool = False,
+    world: World = ALONE,
 ) -> Measurement:
     """Return the curve called radius, noise or path."""
     common: dict[str, Any] = {"norm": config.attack.norm, "seed": config.seed}
@@ -133,14 +159,20 @@ def curve_of(
         common["epsilon"] = max(config.epsilons)
     functions: dict[str, Callable[..., Any]] = {"radius": radius_curve, "noise": noise_curve, "path": path_curve}
 
+    spread = curve != "path"
+    whole: dict[str, Any] = {"batch_size": config.attack.batch_size, "progress": progress}
+
     def compute() -> dict[str, Any]:
+        if not spread or not world.alone:
+            # What was measured before an interruption is known to one process only, so several start anew.
+            ranks = {"world": world} if spread else {}
+            return functions[curve](model, test, **whole, **ranks, **common).as_dict()
         parts = Parts(_parts_file(state, curve), fingerprint(model, test.images, test.labels, common))
-        options = common if curve == "path" else {**common, "remember": parts}
-        found = functions[curve](model, test, batch_size=config.attack.batch_size, progress=progress, **options)
+        found = functions[curve](model, test, remember=parts, **whole, **common)
         parts.finish()
         return found.as_dict()
 
-    return Measurement(f"curve: {curve}", common, compute)
+    return Measurement(f"curve: {curve}", common, compute, spread)
 
 
 def corruptions(

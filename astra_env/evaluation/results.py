@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from astra_env.checkpoint import write_atomically
+from astra_env.distributed import ALONE, World
 from astra_env.errors import ConfigError
 
 FILE = "results.json"
@@ -24,12 +25,14 @@ class ResultFile:
     Args:
         folder: the output folder; created when absent.
         conditions: what every measurement depends on, as plain values.
+        world: the ranks that measure together; rank 0 reads and writes the file.
 
     Raises:
         ConfigError: when the folder cannot be written or its results were made under other conditions.
     """
 
-    def __init__(self, folder: str | Path, conditions: Mapping[str, Any]) -> None:
+    def __init__(self, folder: str | Path, conditions: Mapping[str, Any], world: World = ALONE) -> None:
+        self.world = world
         self.folder = Path(folder)
         self.path = self.folder / FILE
         self.values: dict[str, Any] = {
@@ -38,7 +41,7 @@ class ResultFile:
             "versions": versions(),
             "networks": {},
         }
-        if self.path.exists():
+        if world.main and self.path.exists():
             self._continue(json.loads(json.dumps(self.values["conditions"])))
         self.values["status"] = "partial"
         self.write()
@@ -67,13 +70,24 @@ class ResultFile:
         return record
 
     def measure(
-        self, record: dict[str, Any], name: str, settings: Mapping[str, Any], compute: Callable[[], dict[str, Any]]
+        self,
+        record: dict[str, Any],
+        name: str,
+        settings: Mapping[str, Any],
+        compute: Callable[[], dict[str, Any]],
+        *,
+        spread: bool = False,
     ) -> dict[str, Any]:
-        """Return the measurement ``name``; ``compute`` makes it (plain values) unless it is there already."""
+        """Return the measurement ``name``; ``compute`` makes it (plain values) unless it is there already.
+
+        Of several ranks only rank 0 makes it, and only there it is returned, unless it is ``spread``.
+        """
         plain = json.loads(json.dumps(settings))
         known = record["measurements"].get(name)
-        if known is not None and known["settings"] == plain:
-            return known
+        if self.world.agreed(known is not None and known["settings"] == plain):
+            return known or {}
+        if not spread and not self.world.main:
+            return {}
         started = time.perf_counter()
         result = compute()
         record["measurements"][name] = {
@@ -90,7 +104,9 @@ class ResultFile:
         self.write()
 
     def write(self) -> None:
-        """Write the file atomically; raises ConfigError when the disk refuses."""
+        """Write the file atomically, on rank 0; raises ConfigError when the disk refuses."""
+        if not self.world.main:
+            return
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             write_atomically(self.path, (json.dumps(self.values, indent=2) + "\n").encode())

@@ -1,12 +1,14 @@
 """Accuracy on clean images and under projected gradient descent."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from astra_env.attacks import CrossEntropy, Margin, Objective, frozen, get_norm, supervised_pgd
 from astra_env.data import ImageDataset
+from astra_env.distributed import ALONE, World
 from astra_env.errors import InputError
 from astra_env.evaluation.accuracy import Accuracy
 from astra_env.evaluation.batches import device_of, ordered_batches, require_labels, take
@@ -26,6 +28,7 @@ def clean_accuracy(
     batch_size: int = 256,
     max_images: int | None = None,
     progress: bool = False,
+    world: World = ALONE,
 ) -> Accuracy:
     """Return the model's eval-mode accuracy on the images as they are; the model is left as it was found.
 
@@ -35,6 +38,7 @@ def clean_accuracy(
         batch_size: images per forward pass.
         max_images: draw this many images; default all.
         progress: show a progress bar.
+        world: the ranks that share the batches out among them; each then knows the accuracy on all images.
 
     Raises:
         InputError: for logits that are not finite or do not fit the classes.
@@ -47,6 +51,7 @@ def clean_accuracy(
         max_images=max_images,
         title="clean",
         progress=progress,
+        world=world,
     )
 
 
@@ -65,6 +70,7 @@ def robust_accuracy(
     objective: str = "cross_entropy",
     precision: str = "fp32",
     progress: bool = False,
+    world: World = ALONE,
 ) -> Accuracy:
     """Return the model's accuracy under PGD with a uniform random start in the ball (Madry et al. 2018).
 
@@ -86,6 +92,7 @@ def robust_accuracy(
         precision: "fp32", or "bf16" to look for adversarial images in bfloat16: faster and not the same attack. Whether
             an image fools the model is always decided in float32.
         progress: show a progress bar.
+        world: the ranks that share the batches out among them; what comes out is what one process finds.
 
     Raises:
         InputError: for an unknown objective, numbers out of range, or logits that are not finite.
@@ -109,6 +116,7 @@ def robust_accuracy(
         max_images=max_images,
         title=f"PGD-{steps} {objective}",
         progress=progress,
+        world=world,
     )
 
 
@@ -123,7 +131,7 @@ def pgd_attack(
     seed: int = 0,
     objective: str = "cross_entropy",
     precision: str = "fp32",
-) -> Change:
+) -> "PgdAttack":
     """Return the attack of :func:`robust_accuracy`; one call after another continues its stream of random starts."""
     goal = _objective(objective)
     if restarts < 1:
@@ -132,30 +140,54 @@ def pgd_attack(
         raise InputError(f"precision: expected 'fp32' or 'bf16', got {precision!r}")
     length = STEP_FACTOR * epsilon / max(steps, 1) if step_size is None else step_size
     generators = [torch.Generator().manual_seed(seed + restart) for restart in range(restarts)]
+    autocast = torch.bfloat16 if precision == "bf16" else None
+    return PgdAttack(model, epsilon, steps, length, norm, goal, generators, autocast)
 
-    def attack(images: Tensor, labels: Tensor) -> Tensor:
+
+@dataclass(frozen=True)
+class PgdAttack:
+    """PGD with restarts on one batch after another; made by :func:`pgd_attack`."""
+
+    model: nn.Module
+    epsilon: float
+    steps: int
+    step_size: float
+    norm: str
+    goal: Callable[[Tensor], Objective]
+    generators: list[torch.Generator]
+    autocast: torch.dtype | None = None
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor, labels: Tensor) -> Tensor:
+        """Return attacked images; later restarts attack only what withstood the earlier ones."""
         best, rows = images.clone(), torch.arange(len(images), device=images.device)
-        for restart, generator in enumerate(generators):
-            # Drawn for all images, so that a start does not depend on which of them are already fooled.
-            start = get_norm(norm).uniform(images, epsilon, generator)
+        for restart, start in enumerate(self._starts(images)):
             if restart:
-                rows = rows[model(best[rows]).argmax(1) == labels[rows]]
+                rows = rows[self.model(best[rows]).argmax(1) == labels[rows]]
             if len(rows):
                 best[rows] = supervised_pgd(
-                    model,
+                    self.model,
                     images[rows],
                     labels[rows],
-                    epsilon=epsilon,
-                    step_size=length,
-                    steps=steps,
-                    norm=norm,
+                    epsilon=self.epsilon,
+                    step_size=self.step_size,
+                    steps=self.steps,
+                    norm=self.norm,
                     init=start[rows],
-                    objective=goal(labels[rows]),
-                    autocast=torch.bfloat16 if precision == "bf16" else None,
+                    objective=self.goal(labels[rows]),
+                    autocast=self.autocast,
                 )
         return best
 
-    return torch.no_grad()(attack)
+    def skip(self, images: Tensor, labels: Tensor) -> None:
+        """Draw the random starts of a batch that another rank attacks."""
+        for _ in self._starts(images):
+            pass
+
+    def _starts(self, images: Tensor) -> Iterator[Tensor]:
+        # Drawn for all images, so that a start does not depend on which of them are already fooled.
+        for generator in self.generators:
+            yield get_norm(self.norm).uniform(images, self.epsilon, generator)
 
 
 def accuracy_under(
@@ -167,16 +199,25 @@ def accuracy_under(
     max_images: int | None = None,
     title: str = "",
     progress: bool = False,
+    world: World = ALONE,
 ) -> Accuracy:
-    """Return the model's eval-mode accuracy on what ``change`` makes of the images."""
+    """Return the model's eval-mode accuracy on what ``change`` makes of the images.
+
+    Of several ranks each takes every ``size``-th batch, so that no batch is another than in one process; it lets
+    ``change.skip``, or ``change`` itself where it has none, pass over the others, for the sake of its random numbers.
+    """
     require_labels(dataset)
     part = take(dataset, max_images)
     device = device_of(model)
     correct = torch.zeros((), dtype=torch.int64, device=device)
     with frozen(model):
-        for images, labels in ordered_batches(part, batch_size, device, title=title, progress=progress):
+        batches = ordered_batches(part, batch_size, device, title=title, progress=progress and world.main)
+        for index, (images, labels) in enumerate(batches):
+            if index % world.size != world.rank:
+                getattr(change, "skip", change)(images, labels)
+                continue
             correct += is_right(model, change(images, labels), labels, len(part.classes)).sum()
-    return Accuracy(int(correct), len(part))
+    return Accuracy(int(world.total(correct)), len(part))
 
 
 @torch.no_grad()

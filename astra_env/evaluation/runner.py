@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -12,7 +13,7 @@ from torch import nn
 
 from astra_env.configuration import to_dict
 from astra_env.data import ImageDataset, load_dataset, split_validation
-from astra_env.devices import resolve_device
+from astra_env.distributed import ALONE, World
 from astra_env.errors import CheckpointError, ConfigError
 from astra_env.evaluation.batches import require_alike
 from astra_env.evaluation.config import EvaluationConfig
@@ -43,6 +44,7 @@ def evaluate(
     every: bool = False,
     hooks: Mapping[str, Hook] | None = None,
     progress: bool = False,
+    world: World = ALONE,
 ) -> dict[str, Any]:
     """Evaluate every checkpoint and return what ``results.json`` in ``out`` then holds.
 
@@ -55,6 +57,7 @@ def evaluate(
         every: evaluate all kept checkpoints of each run directory and choose among them on held-out training images.
         hooks: further analyses by name.
         progress: show progress bars.
+        world: the ranks that measure together; they need a common file system. Rank 0 trains heads and writes.
 
     Raises:
         AstraError: naming the file, field or value that cannot be used.
@@ -64,7 +67,7 @@ def evaluate(
     files = [path for item in checkpoints for path in (kept_checkpoints(item) if every else [resolve(item)])]
     require_one_data_set(config, files)
     config = with_data_of_run(config, files[0])
-    device = resolve_device(config.device)
+    device, progress = world.resolve(config.device), progress and world.main
     loaded = [load_network(file, weights=config.network.weights, normalize=config.network.normalize) for file in files]
     loaded = with_unique_names(loaded)
     for network in loaded:
@@ -72,8 +75,8 @@ def evaluate(
     train, test = images_of(config)
     if config.corruptions is not None:
         check_folder(config.corruptions, tuple(test.images.shape[2:]))
-    with owned(Path(out), "out", FOLDERS):
-        return _measure_all(config, loaded, train, test, Path(out), device, every, hooks or {}, progress)
+    with owned(Path(out), "out", FOLDERS) if world.main else nullcontext():
+        return _measure_all(config, loaded, train, test, Path(out), device, every, hooks or {}, progress, world)
 
 
 def _measure_all(
@@ -86,20 +89,23 @@ def _measure_all(
     every: bool,
     hooks: Mapping[str, Hook],
     progress: bool,
+    world: World,
 ) -> dict[str, Any]:
-    results = ResultFile(folder, conditions_of(config, every))
+    results = ResultFile(folder, conditions_of(config, every), world)
     results.values["config"] = to_dict(config)
     for network in loaded:
         fitting, held_out = (train, None) if not every else held_out_slice(config, network, train)
         record = results.open(network.name, describe(network))
-        trained = classifier_for(config, network, fitting, test, folder / "models", device, progress=progress)
+        with world.main_first():
+            trained = classifier_for(config, network, fitting, test, folder / "models", device, progress=progress)
         record["training"] = trained.description
         state = folder / "autoattack" / network.name.replace("/", "_")
-        for item in measurements(config, trained.classifier, test, state, progress=progress):
-            results.measure(record, item.name, item.settings, item.compute)
+        for item in measurements(config, trained.classifier, test, state, progress=progress, world=world):
+            results.measure(record, item.name, item.settings, item.compute, spread=item.spread)
         if held_out is not None:
-            item = pgd(config, trained.classifier, held_out, "pgd", config.epsilons[0], progress=progress)
-            results.measure(record, f"{HELD_OUT}{item.name}", item.settings, item.compute)
+            epsilon = config.epsilons[0]
+            item = pgd(config, trained.classifier, held_out, "pgd", epsilon, progress=progress, world=world)
+            results.measure(record, f"{HELD_OUT}{item.name}", item.settings, item.compute, spread=True)
         for name, hook in hooks.items():
             analysis = partial(hook, network.name, trained.classifier, test)
             results.measure(record, name, to_dict(config.attack), lambda analysis=analysis: dict(analysis()))  # type: ignore[misc]

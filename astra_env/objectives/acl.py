@@ -1,5 +1,7 @@
 """ACL: adversarial contrastive learning, dual stream (Jiang et al. 2020)."""
 
+from typing import ClassVar
+
 from torch import Tensor
 
 from astra_env.losses import alignment, nt_xent, uniformity
@@ -9,6 +11,8 @@ from astra_env.objectives.base import OBJECTIVES, Batch, Encoder, Losses, Traini
 @OBJECTIVES.register("acl")
 class ACL(TrainingObjective):
     """(NT-Xent(clean) + NT-Xent(adv)) / 2; published with the fixed attack 8/255 in 5 steps of 2/255."""
+
+    spread: ClassVar[bool] = True
 
     def __call__(self, encode: Encoder, batch: Batch, adversarial: Tensor) -> Losses:
         """Return the losses; clean views go through the clean branch, adversarial ones through the other."""

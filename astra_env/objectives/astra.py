@@ -1,5 +1,7 @@
 """ASTrA: adversarial contrastive learning with a mixed loss (2025, section 3)."""
 
+from typing import ClassVar
+
 from torch import Tensor
 
 from astra_env.losses import alignment, mixed_nt_xent, nt_xent, uniformity
@@ -9,6 +11,8 @@ from astra_env.objectives.base import OBJECTIVES, Batch, Encoder, Losses, Traini
 @OBJECTIVES.register("astra")
 class Astra(TrainingObjective):
     """(NT-Xent(clean) + NT-Xent(adv)) / 2 + w * NT-Xent of (clean_i, adv_i) pairs, with w ``learner.mixed_weight``."""
+
+    spread: ClassVar[bool] = True
 
     def __call__(self, encode: Encoder, batch: Batch, adversarial: Tensor) -> Losses:
         """Return the losses; clean views go through the clean branch, adversarial ones through the other."""

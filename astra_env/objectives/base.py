@@ -12,6 +12,7 @@ from astra_env.augment import SimCLRAugment
 from astra_env.config import ExperimentConfig
 from astra_env.configuration import load_config
 from astra_env.data import ImageDataset
+from astra_env.distributed import ALONE, World
 from astra_env.errors import CheckpointError, ConfigError
 from astra_env.models import Target
 from astra_env.registry import Registry
@@ -32,7 +33,8 @@ class Batch:
 
     Attributes:
         views: (2B, 3, H, W) float in [0, 1]; rows 2k and 2k+1 are the views of one image.
-        indices: int64 (B,), the images' places in the data set; on the CPU.
+            Of several ranks, the own ones of this rank.
+        indices: int64 (B,), the images' places in the data set; on the CPU. Those of the whole batch on every rank.
         step: 0-based index of the training step.
     """
 
@@ -52,6 +54,7 @@ class Setting:
         device: where they are.
         total_steps: length of the training.
         steps_per_epoch: minibatches in one pass over the images.
+        world: the ranks that train together.
     """
 
     config: ExperimentConfig
@@ -60,6 +63,7 @@ class Setting:
     device: torch.device
     total_steps: int
     steps_per_epoch: int
+    world: World = ALONE
 
 
 class Encoder:
@@ -90,7 +94,7 @@ class Encoder:
         self.network.train()
         with torch.autocast(values.device.type, self.autocast, enabled=self.autocast is not None):
             outputs = forward()
-        return outputs.float()
+        return outputs.to(values.dtype)
 
 
 @dataclass
@@ -108,12 +112,16 @@ class TrainingObjective:
         branch: the branch to evaluate the trained network with.
         clean_branch: the branch that clean views go through; "adv" for methods with a single set of norms.
         Options: dataclass of ``learner.objective_args``.
+        spread: whether several processes, or chunks, may share the work: all it takes from the network in training are
+            features by ``encode(views, branch)``, which then are those of the whole batch, and it makes nothing else of
+            ``batch.views`` or ``adversarial``, which then are a rank's own.
     """
 
     attacked: ClassVar[bool] = True
     branch: ClassVar[str] = "adv"
     clean_branch: ClassVar[str] = "clean"
     Options: ClassVar[type] = NoOptions
+    spread: ClassVar[bool] = False
 
     def __init__(self, setting: Setting, options: Any) -> None:
         self.setting = setting

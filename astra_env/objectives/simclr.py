@@ -14,6 +14,7 @@ class SimCLR(TrainingObjective):
 
     attacked: ClassVar[bool] = False
     branch: ClassVar[str] = "clean"
+    spread: ClassVar[bool] = True
 
     def __call__(self, encode: Encoder, batch: Batch, adversarial: Tensor) -> Losses:
         """Return the loss of the clean views; ``adversarial`` is not looked at."""

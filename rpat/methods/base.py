@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from astra_env.attacks import AttackResult, Objective, supervised_attack
+from astra_env.distributed import ALONE, World
 from astra_env.errors import ConfigError, InputError
 from astra_env.strategy import AttackStrategy
 from rpat.losses import robust_perception_loss
@@ -76,6 +77,9 @@ class Step:
         perception: robust perception's weight and rate; None while it is off.
         average: the averaged network in eval mode; None before it starts.
         generator: source of the attack's random start.
+        world: the ranks over which the batch is spread; images and labels are this rank's own. Random numbers are
+            drawn for the whole batch by every rank (:meth:`own_noise`).
+        views: augmented views of every image.
         adversarial: x', set by the trainer from the method's :meth:`Method.attack` before the losses are asked for.
         keep_outputs: whether the attack keeps the eval-mode logits of x', which costs one more forward pass.
         attacked: eval-mode logits for the attack, when not by the model itself (a folded copy of it, say).
@@ -100,7 +104,11 @@ class Step:
         progress: Progress | None = None,
         autocast: torch.dtype | None = None,
         attacked: Callable[[Tensor], Tensor] | None = None,
+        world: World = ALONE,
+        views: int = 1,
     ) -> None:
+        self.world = world
+        self.views = views
         self.model = model
         self.images = images
         self.labels = labels
@@ -134,6 +142,10 @@ class Step:
     def mix_logits(self) -> Tensor:
         """z(x_m)."""
         return self.forward(self.model, self.mixed)
+
+    def own_noise(self, draw: Callable[[Tensor], Tensor]) -> Tensor:
+        """Return this rank's part of what ``draw`` makes for a batch of the given shape, the whole one."""
+        return self.world.own(draw(self.world.whole(self.images)), self.views)
 
     @torch.no_grad()
     def average_logits(self, images: Tensor) -> Tensor:
@@ -201,6 +213,8 @@ class Method:
             forward=step.attacked,
             autocast=step.autocast if step.attacked is None else None,
             final_outputs=step.keep_outputs,
+            world=step.world,
+            groups=step.views,
         )
         return step.attack.adversarial
 
@@ -209,7 +223,8 @@ def near_start(step: Step, deviation: float = 0.001) -> Tensor:
     """Return the start of TRADES and MART: normal noise of a thousandth of the pixel range, like the images."""
     source = step.generator
     device = source.device if source is not None else step.images.device
-    return deviation * torch.randn(step.images.shape, generator=source, device=device).to(step.images)
+    noise = step.own_noise(lambda batch: torch.randn(batch.shape, generator=source, device=device))
+    return deviation * noise.to(step.images)
 
 
 def require_at_least(field: str, value: float, least: float) -> float:
