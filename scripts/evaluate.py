@@ -7,7 +7,6 @@ from typing import Any
 
 from astra_env.command_line import run_main
 from astra_env.configuration import build_parser, from_dict, parse_command_line
-from astra_env.distributed import start
 from astra_env.errors import ConfigError
 from astra_env.evaluation.config import EvaluationConfig
 from astra_env.interrupts import Interrupted, breaking_off
@@ -44,6 +43,7 @@ def main() -> int:
     options = {name: values.pop(name) for name in names}
     config = from_dict(EvaluationConfig, values)
     out = Path(options["out"])
+    from astra_env.distributed import start
     from astra_env.evaluation.runner import evaluate
 
     progress = not options["quiet"]

@@ -4,14 +4,16 @@ import json
 import logging
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from astra_env.command_line import run_main
 from astra_env.config import ExperimentConfig
 from astra_env.configuration import build_parser, from_dict, parse_command_line, to_yaml
-from astra_env.distributed import ALONE, SharedRun, World, restarted, start
 from astra_env.errors import ConfigError
 from astra_env.run_configuration import config_of_run
+
+if TYPE_CHECKING:
+    from astra_env.distributed import World
 
 DESCRIPTION = """Train a network adversarially under an attack strategy: self-supervised (ASTrA) or any other learner.
 
@@ -41,6 +43,8 @@ def main() -> int:
         raise ConfigError("run_dir: expected a directory for the run; give one with --run_dir DIR")
     run_dir = Path(options["run_dir"])
     config = config_of_run(ExperimentConfig, run_dir) if options["resume"] else from_dict(ExperimentConfig, values)
+    from astra_env.distributed import restarted, start
+
     with start(config.device, config.run.timeout_seconds) as world:
         resume = options["resume"] or world.agreed(restarted() and (run_dir / "config.yaml").exists())
         status = run_training(
@@ -58,16 +62,18 @@ def run_training(
     resume: bool = False,
     quiet: bool = False,
     track: bool = False,
-    world: World = ALONE,
+    world: "World | None" = None,
 ) -> int:
     """Train to the end, measure and write everything; returns 0, or the status to exit with after a signal."""
     import torch
 
     import agents
+    from astra_env.distributed import ALONE, SharedRun
     from astra_env.learners import make_learner
     from astra_env.run_directory import RunDirectory
     from astra_env.trainer import Trainer
 
+    world = world if world is not None else ALONE
     level = logging.WARNING if world.main else logging.ERROR
     logging.basicConfig(level=level, format="%(levelname)s: %(message)s")
     if config.run.threads is not None:

@@ -48,28 +48,12 @@ def attach(learner: ContrastiveLearner, clock: Clock) -> None:
     """Have the clock time each phase of this one learner's steps."""
     learner.dataset = copy.copy(learner.dataset)
     object.__setattr__(learner.dataset, "gather", clock.wrap("load", learner.dataset.gather))  # it is frozen
+    learner.gradients.backward = clock.wrap("train", learner.gradients.backward)  # type: ignore[method-assign]
     for name, phase in (
         ("augment", "augment"),
         ("_attack", "attack"),
         ("_reward", "reward"),
-        ("objective", "train"),
-        ("_differentiate", "train"),
+        ("_gradient_norm", "train"),
         ("_update", "optimiser"),
     ):
-        inner = getattr(learner, name)
-        wrapped = _Objective(inner, clock) if name == "objective" else clock.wrap(phase, inner)
-        setattr(learner, name, wrapped)
-
-
-class _Objective:
-    """An objective whose losses are timed; everything else is the objective's own."""
-
-    def __init__(self, objective: Any, clock: Clock) -> None:
-        self._inner = objective
-        self._call = clock.wrap("train", objective)
-
-    def __call__(self, *arguments: Any) -> Any:
-        return self._call(*arguments)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._inner, name)
+        setattr(learner, name, clock.wrap(phase, getattr(learner, name)))

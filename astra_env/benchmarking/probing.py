@@ -45,7 +45,7 @@ def measure(images: int = 50_000, dimensions: int = 512, classes: int = 10, epoc
         "classes": classes,
         "epochs": epochs,
         "batch_size": 512,
-        "seconds": round(time.perf_counter() - started, 2),
+        "seconds": round(time.perf_counter() - started, 4),
         "machine": {
             "processor": platform.machine(),
             "cores": os.cpu_count(),
