@@ -111,7 +111,9 @@ def _require_group(name: str, given: Mapping[str, Any], like: Mapping[str, Any])
         raise CheckpointError(f"checkpoint: {name}: another optimiser's state")
     for key, value in like.items():
         if isinstance(value, int | float) and not isinstance(value, bool):
-            require_number(f"{name}.{key}", given[key])
+            number = require_number(f"{name}.{key}", given[key])
+            if key != "lr" and number != value:
+                raise CheckpointError(f"checkpoint: {name}.{key}: expected {value}, got {_short(number)}")
         elif key != "params" and type(given[key]) is not type(value):
             raise CheckpointError(f"checkpoint: {name}.{key}: expected {_short(value)}, got {_short(given[key])}")
 

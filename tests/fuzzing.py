@@ -77,7 +77,7 @@ def same(first, second):
         )
     if isinstance(first, list | tuple):
         return type(first) is type(second) and len(first) == len(second) and all(map(same, first, second))
-    return first == second
+    return type(first) is type(second) and first == second
 
 
 def flipped(raw, data):

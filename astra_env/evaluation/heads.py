@@ -87,6 +87,7 @@ def classifier_for(
     key = hashlib.sha256(json.dumps(wanted, sort_keys=True).encode()).hexdigest()[:12]
     file = folder / f"{loaded.name.replace('/', '_')}-{protocol}-{key}.pt"
     if file.exists():
+        _forget_training(file)
         return Trained(restored_classifier(file, loaded).to(device), load_checkpoint(file)["description"])
 
     def fit(rate: float, images: ImageDataset, state: Path | None) -> EncoderClassifier:
@@ -103,9 +104,14 @@ def classifier_for(
     classifier = fit(description["learning_rate"], part, state)
     folder.mkdir(parents=True, exist_ok=True)
     save_checkpoint(file, {"classifier": classifier.state_dict(), "description": description})
-    for left in folder.glob(f"{file.stem}.*training.pt"):
-        left.unlink()
+    _forget_training(file)
     return Trained(classifier, description)
+
+
+def _forget_training(file: Path) -> None:
+    """Remove the states that led to a finished classifier; a process killed before it got here leaves them behind."""
+    for left in file.parent.glob(f"{file.stem}.*training.pt"):
+        left.unlink()
 
 
 def _fit(
