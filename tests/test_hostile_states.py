@@ -143,6 +143,16 @@ def test_a_classifier_refuses_any_damage_to_its_state_and_stays_as_it_is(supervi
     refuses(supervised.load_state_dict, supervised.state_dict, data, optional)
 
 
+@pytest.mark.parametrize(("name", "value"), [("dampening", 1.5), ("momentum", 0.5), ("weight_decay", 0.0)])
+def test_hyperparameters_of_an_optimiser_that_are_not_the_runs_are_refused(supervised, name, value):
+    good = copy.deepcopy(supervised.state_dict())
+    bad = copy.deepcopy(good)
+    bad["optimizer"]["param_groups"][0][name] = value
+    with pytest.raises(CheckpointError, match=name):
+        supervised.load_state_dict(bad)
+    assert same(supervised.state_dict(), good)
+
+
 @pytest.fixture(scope="module")
 def agent(tmp_path_factory):
     options = {"width": 2, "blocks": (1,), "total_timesteps": 64, "hyperparameters": {"n_steps": 2}, "device": "cpu"}
