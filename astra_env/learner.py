@@ -145,6 +145,15 @@ class ContrastiveLearner(Learner):
         """The network to evaluate: the target network, or what the objective makes of it."""
         return self.objective.encoder
 
+    @property
+    def left_to_prepare(self) -> int:
+        """Pieces of work that the objective has left before the first step."""
+        return self.objective.left_to_prepare
+
+    def prepare(self) -> None:
+        """Do one of them."""
+        self.objective.prepare()
+
     def views(self) -> Tensor:
         """Return the next minibatch: float views (2B, 3, H, W) in [0, 1]; the same ones until :meth:`step`.
 
@@ -185,7 +194,8 @@ class ContrastiveLearner(Learner):
             return self._step(strategy)
 
     def _step(self, strategy: AttackStrategy) -> StepReport:
-        self.objective.prepare()
+        while self.left_to_prepare:
+            self.prepare()
         batch, views = self.batch(), self.views()
         strategy = self.objective.budgets(strategy.for_each(self.views_per_step, self.device))
         attack = self._attack(batch, strategy) if self.objective.attacked else None

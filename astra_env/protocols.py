@@ -119,6 +119,14 @@ class Learner(Protocol):
     def observation(self) -> Tensor:
         """Return the views of the next step, uint8 (N, 3, H, W); the same until :meth:`step`."""
 
+    @property
+    def left_to_prepare(self) -> int:
+        """How many calls of :meth:`prepare` are left before the first step, as when a teacher is trained first."""
+        return 0
+
+    def prepare(self) -> None:
+        """Do one piece of that work; :meth:`step` does what is left of it."""
+
     def own_observation(self) -> Tensor:
         """Return this process's rows of :meth:`observation`; all of them unless the learner is spread."""
         return self.observation()

@@ -87,22 +87,11 @@ class Trainer:
             Diverged: when the loss is not finite and ``run.on_divergence`` is "raise", or rolling back did not help.
         """
         kernels = deterministic_algorithms(self.config.run.deterministic)
-        with kernels, GracefulStop() as stop, self._bar() as bar:
+        with kernels, GracefulStop() as stop:
             if self.learner.step_count == 0:
                 self._save()
-            while not self.learner.finished:
-                try:
-                    self._step(bar)
-                    number = self.world.maximum(stop.signal_number or 0)
-                    if number or self.learner.finished:
-                        self._save()
-                except Diverged as error:
-                    self._roll_back(error)
-                    bar.n = self.learner.step_count
-                    number = self.world.maximum(stop.signal_number or 0)
-                if number:
-                    return 128 + number
-        return 0
+            number = self._prepare(stop) or self._train(stop)
+        return 128 + number if number else 0
 
     def finish(self) -> dict[str, Any]:
         """Draw the figures, measure the network when configured, and write and return ``summary.json``.
@@ -132,6 +121,39 @@ class Trainer:
         }
         self.run.write_summary(summary)
         return summary
+
+    def _prepare(self, stop: GracefulStop) -> int:
+        """Do what precedes the first step; returns the number of the signal that asked to stop, or 0."""
+        left = self.learner.left_to_prepare
+        if not left:
+            return 0
+        with tqdm(total=left, desc="preparing", disable=not self.progress, dynamic_ncols=True) as bar:
+            for done in range(1, left + 1):
+                self.learner.prepare()
+                bar.update()
+                number = self.world.maximum(stop.signal_number or 0)
+                if number or done == left or done % self.config.run.checkpoint_every == 0:
+                    self._save()
+                if number:
+                    return number
+        return 0
+
+    def _train(self, stop: GracefulStop) -> int:
+        """Train to the end; returns the number of the signal that asked to stop, or 0."""
+        with self._bar() as bar:
+            while not self.learner.finished:
+                try:
+                    self._step(bar)
+                    number = self.world.maximum(stop.signal_number or 0)
+                    if number or self.learner.finished:
+                        self._save()
+                except Diverged as error:
+                    self._roll_back(error)
+                    bar.n = self.learner.step_count
+                    number = self.world.maximum(stop.signal_number or 0)
+                if number:
+                    return number
+        return 0
 
     def _step(self, bar: tqdm) -> None:
         started = time.perf_counter()

@@ -285,6 +285,43 @@ def test_deacls_teacher_is_trained_once_frozen_and_in_the_checkpoint(tmp_path):
     assert torch.equal(given.objective.teacher.conv1.weight, taught["conv1.weight"])
 
 
+def test_deacls_teacher_gets_three_times_the_students_steps_and_continues_where_it_was_saved():
+    long = {"learner.objective_args": {}, "learner.total_steps": 2}
+    learner = make_learner("deacl", **long)
+    assert learner.left_to_prepare == 6
+    for _ in range(3):
+        learner.prepare()
+    half = copy.deepcopy(learner.state_dict())
+    other = make_learner("deacl", **long)
+    other.load_state_dict(half)
+    assert other.left_to_prepare == 3
+    for each in (learner, other):
+        each.step(ATTACK)
+        assert each.left_to_prepare == 0
+    first, second = learner.objective.teacher.state_dict(), other.objective.teacher.state_dict()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert not torch.equal(first["conv1.weight"], half["objective"]["teacher"]["conv1.weight"])
+    assert not any(parameter.requires_grad for parameter in learner.objective.teacher.parameters())
+    assert learner.state_dict()["objective"]["teaching"] == {}
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        ({"taught": 7}, "objective.taught: expected at most 6 steps, got 7"),
+        ({"teaching": {}}, "objective.teaching.optimizer: expected a mapping"),
+        ({"teaching": None}, "objective.teaching: expected a mapping"),
+    ],
+)
+def test_a_half_trained_teacher_without_the_rest_of_its_training_is_refused(damage, message):
+    learner = make_learner("deacl", **{"learner.objective_args": {}, "learner.total_steps": 2})
+    learner.prepare()
+    state = copy.deepcopy(learner.state_dict())
+    with pytest.raises(CheckpointError, match=message):
+        learner.load_state_dict({**state, "objective": {**state["objective"], **damage}})
+    assert learner.left_to_prepare == 5
+
+
 @pytest.mark.parametrize("name", list(OBJECTIVES))
 def test_every_objective_trains_saves_and_continues_bit_for_bit(name):
     learner = make_learner(name)

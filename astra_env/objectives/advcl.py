@@ -97,10 +97,13 @@ class AdvCL(TrainingObjective):
         self.labels = [labels.to(setting.device) for labels in self.labels]
         self.labelled = 0
 
+    @property
+    def left_to_prepare(self) -> int:
+        """1 until the images are clustered, once in a training."""
+        return 0 if self.labelled else 1
+
     def prepare(self) -> None:
-        """Cluster the images, once in a training."""
-        if self.labelled:
-            return
+        """Cluster the images."""
         setting, encoder = self.setting, None
         if self.options.encoder is not None:
             encoder = load_official(copy.deepcopy(self.target), load_checkpoint(self.options.encoder)).eval()

@@ -133,8 +133,13 @@ class TrainingObjective:
         """Return the losses of one minibatch; ``adversarial`` (2B, 3, H, W) are its attacked views."""
         raise TypeError(f"{type(self).__name__} defines no loss: override __call__(encode, batch, adversarial)")
 
+    @property
+    def left_to_prepare(self) -> int:
+        """How many pieces of work are left before the first step; :meth:`state_dict` says where they stand."""
+        return 0
+
     def prepare(self) -> None:
-        """Do what must precede the first step and is not part of a checkpoint; called before every step."""
+        """Do one piece of them: what is worth a progress bar and a checkpoint in the middle."""
 
     def augmentation(self, default: SimCLRAugment, step: int) -> SimCLRAugment:
         """Return the augmentation of one step (0-based)."""

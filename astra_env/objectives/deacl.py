@@ -15,8 +15,10 @@ from astra_env.checkpoint import load_checkpoint
 from astra_env.errors import ConfigError
 from astra_env.models import load_official
 from astra_env.objectives.base import OBJECTIVES, Batch, Encoder, Losses, Setting, TrainingObjective
-from astra_env.objectives.teacher import train_teacher
-from astra_env.state_checks import require_count, require_tensors
+from astra_env.objectives.teacher import TeacherTraining
+
+TEACHER_STEPS = 3
+"""Length of a teacher's training in trainings of the student: its steps are cheap, and a poor one caps the student."""
 
 
 @dataclass
@@ -26,7 +28,7 @@ class DeACLOptions:
     teacher: str | None = None
     """Checkpoint of a SimCLR encoder like this run's; by default one is trained before the first step."""
     teacher_steps: int | None = None
-    """Steps of that training; default as many as the student's."""
+    """Steps of that training, none of them attacked; default three times as many as the student's."""
     teacher_learning_rate: float = 5.0
     """LARS learning rate of that training."""
     robust_weight: float = 2.0
@@ -68,20 +70,22 @@ class DeACL(TrainingObjective):
             raise ConfigError(
                 f"learner.objective_args.teacher_steps: expected an integer >= 1, got {options.teacher_steps}"
             )
-        self.teacher = copy.deepcopy(setting.target).requires_grad_(False).eval()
+        self.teacher = copy.deepcopy(setting.target)
         self._latest: tuple[Batch, Tensor] | None = None
-        self.taught = 0
+        steps = options.teacher_steps or TEACHER_STEPS * setting.total_steps
         if options.teacher is not None:
             load_official(self.teacher, load_checkpoint(options.teacher))
-            self.taught = 1
+            steps = 0
+        self.teaching = TeacherTraining(self.teacher, setting, steps, options.teacher_learning_rate)
+
+    @property
+    def left_to_prepare(self) -> int:
+        """Steps until the teacher is trained; 0 when it was given."""
+        return self.teaching.left
 
     def prepare(self) -> None:
-        """Train the teacher, once in a training and when none was given."""
-        if self.taught:
-            return
-        steps = self.options.teacher_steps or self.setting.total_steps
-        train_teacher(self.teacher, self.setting, steps, self.options.teacher_learning_rate)
-        self.taught = 1
+        """Train the teacher by one step."""
+        self.teaching.step()
 
     def augmentation(self, default: SimCLRAugment, step: int) -> SimCLRAugment:
         """Return weak views: crops of nearly the whole image, mirrored as ``default`` says, colours untouched."""
@@ -105,18 +109,17 @@ class DeACL(TrainingObjective):
         return Losses(total, {"teacher_similarity": taught, "robust_similarity": robust})
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the teacher."""
-        return {"teacher": self.teacher.state_dict(), "taught": self.taught}
+        """Return the teacher and how far its training is."""
+        return self.teaching.state_dict()
 
     def check_state(self, state: Mapping[str, Any]) -> None:
         """Raise CheckpointError unless ``state`` holds a teacher of this architecture."""
-        require_tensors("objective.teacher", state.get("teacher"), self.teacher.state_dict())
-        require_count("objective.taught", state.get("taught"))
+        self.teaching.check_state(state)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over the teacher."""
-        self.teacher.load_state_dict(state["teacher"])
-        self.taught = state["taught"]
+        """Take over the teacher, trained or half trained."""
+        self.teaching.load_state_dict(state)
+        self._latest = None
 
     def reward_loss(self, batch: Batch) -> Callable[[Tensor, str], Tensor]:
         """Return -cos of the teacher's embeddings and the given ones."""

@@ -102,6 +102,39 @@ def test_a_signal_finishes_the_step_saves_and_says_so(tmp_path, number):
     assert same(digest(tmp_path / "whole"), digest(tmp_path / "run"))
 
 
+DEACL = {"learner.objective": "deacl", "learner.total_steps": 2}
+
+
+@pytest.mark.parametrize("action", ["signal", "death"])
+def test_a_teachers_training_is_saved_on_the_way_and_goes_on_there(tmp_path, monkeypatch, action):
+    whole = build(tmp_path / "whole", **DEACL)
+    assert whole.learner.left_to_prepare == 6
+    assert whole.fit() == 0
+    whole.run.close()
+
+    broken = build(tmp_path / "broken", **DEACL)
+    prepare = broken.learner.prepare
+
+    def prepare_or_stop():
+        prepare()
+        if broken.learner.left_to_prepare == 2:
+            die() if action == "death" else os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(broken.learner, "prepare", prepare_or_stop)
+    if action == "death":
+        with pytest.raises(Died):
+            broken.fit()
+    else:
+        assert broken.fit() == 128 + signal.SIGTERM
+    broken.run.close()
+    again = build(tmp_path / "broken", resume=True, **DEACL)
+    assert again.restore()
+    assert again.learner.left_to_prepare == (3 if action == "death" else 2)
+    assert again.fit() == 0
+    again.run.close()
+    assert same(digest(tmp_path / "whole"), digest(tmp_path / "broken"))
+
+
 def test_a_finished_run_holds_what_the_readme_promises(tmp_path):
     trainer = build(tmp_path / "run", **{"probe.enabled": True, "run.keep_every": 4})
     trainer.fit()
