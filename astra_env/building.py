@@ -27,8 +27,10 @@ def build_target(config: TargetConfig, seed: int, device: torch.device, channels
     return target.to(memory_format=torch.channels_last) if channels_last else target  # type: ignore[call-overload]
 
 
-def load_training_images(config: DataConfig, device: torch.device, split: str = "pretrain") -> ImageDataset:
-    """Load one split of the configured data set, cut to ``max_images`` when that is set."""
+def load_training_images(
+    config: DataConfig, device: torch.device, split: str = "pretrain", *, progress: bool = True
+) -> ImageDataset:
+    """Load one split of the configured data set, cut to ``max_images`` when that is set; ``progress`` shows a bar."""
     dataset = load_dataset(
         config.name,
         split,
@@ -38,6 +40,7 @@ def load_training_images(config: DataConfig, device: torch.device, split: str = 
         device=device,
         max_device_bytes=config.device_budget_mib << 20,
         max_host_bytes=config.host_budget_mib << 20,
+        progress=progress,
     )
     if config.max_images is None or config.max_images >= len(dataset) or split == "test":
         return dataset

@@ -39,9 +39,10 @@ def learner_class(kind: str) -> type[Learner]:
     return cls
 
 
-def training_images(config: ExperimentConfig, world: World = ALONE) -> ImageDataset:
+def training_images(config: ExperimentConfig, world: World = ALONE, *, progress: bool = True) -> ImageDataset:
     """Load the images that the configured learner trains on, onto its device when they fit."""
-    return load_training_images(config.data, world.resolve(config.device), learner_class(config.learner.kind).split)
+    split = learner_class(config.learner.kind).split
+    return load_training_images(config.data, world.resolve(config.device), split, progress=progress)
 
 
 def make_learner(config: ExperimentConfig, dataset: ImageDataset | None = None, world: World = ALONE) -> Learner:

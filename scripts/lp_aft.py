@@ -54,7 +54,7 @@ def post_process(config: LPAFTConfig, checkpoint: str, out: Path, *, progress: b
     path, device = out / "checkpoints" / "last.pt", resolve_device(config.device)
     if path.exists():
         raise ConfigError(f"out: {path} exists; delete it or choose another --out")
-    images = load_training_images(data_of(config, loaded.run, loaded.path), device)
+    images = load_training_images(data_of(config, loaded.run, loaded.path), device, progress=progress)
     state = out / "finetuning.pt"
     encoder = lp_aft(loaded.network, images, config, device=device, state_path=state, progress=progress)
     described = {"lp_aft": {**asdict(config), "weights": loaded.digest, "images": len(images)}}

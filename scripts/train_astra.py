@@ -69,7 +69,7 @@ def run_training(
 
     import agents
     from astra_env.distributed import ALONE, SharedRun
-    from astra_env.learners import make_learner
+    from astra_env.learners import make_learner, training_images
     from astra_env.run_directory import RunDirectory
     from astra_env.trainer import Trainer
 
@@ -78,7 +78,7 @@ def run_training(
     logging.basicConfig(level=level, format="%(levelname)s: %(message)s")
     if config.run.threads is not None:
         torch.set_num_threads(config.run.threads)
-    learner = make_learner(config, world=world)
+    learner = make_learner(config, training_images(config, world, progress=not quiet and world.main), world)
     context = agents.Context(learner.space, learner.device, config.seed, learner.total_steps, learner.warmup_steps)
     policy = agents.make(config.policy, context=context, **config.policy_args)
     if track and world.main:

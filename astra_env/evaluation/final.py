@@ -14,7 +14,7 @@ def probe_learner(learner: Learner, config: ExperimentConfig, *, progress: bool 
     """
     options, data, device = config.probe, config.data, learner.device
     epsilons = tuple(parse_number("probe.epsilon", value) for value in options.epsilon)
-    test = load_training_images(data, device, "test")
+    test = load_training_images(data, device, "test", progress=progress)
     if learner.classifies:
         return measure_classifier(
             learner.final_network,
@@ -28,7 +28,7 @@ def probe_learner(learner: Learner, config: ExperimentConfig, *, progress: bool 
         )
     return probe(
         learner.final_network,
-        load_training_images(data, device, "train"),
+        load_training_images(data, device, "train", progress=progress),
         test,
         branch=learner.branch,
         epsilons=epsilons,

@@ -72,7 +72,7 @@ def evaluate(
     loaded = with_unique_names(loaded)
     for network in loaded:
         protocol_of(config, network)
-    train, test = images_of(config)
+    train, test = images_of(config, progress)
     if config.corruptions is not None:
         check_folder(config.corruptions, tuple(test.images.shape[2:]))
     with owned(Path(out), "out", FOLDERS) if world.main else nullcontext():
@@ -156,10 +156,11 @@ def require_one_data_set(config: EvaluationConfig, files: Sequence[Path]) -> Non
             )
 
 
-def images_of(config: EvaluationConfig) -> tuple[ImageDataset, ImageDataset]:
-    """Return the training images and the test images to measure on."""
+def images_of(config: EvaluationConfig, progress: bool) -> tuple[ImageDataset, ImageDataset]:
+    """Return the training images and the test images to measure on; ``progress`` shows a bar while decoding."""
     data = config.data
     options: dict[str, Any] = {"root": data.root, "download": data.download, "image_size": data.image_size}
+    options["progress"] = progress
     train, test = (load_dataset(str(data.name), split, **options) for split in ("train", "test"))
     require_alike(train, test)
     return train, test_part(config, test)

@@ -77,8 +77,11 @@ def test_a_damaged_image_is_named(tmp_path, monkeypatch, capsys, damage):
 def test_a_run_from_a_folder_can_be_repeated_from_its_own_configuration(tmp_path, monkeypatch, capsys):
     root = folder_of_images(tmp_path / "images")
     arguments = ["--data.name", "folder", "--data.root", root, "--data.image_size", "8", "--data.max_images", "null"]
+    arguments += ["--probe.enabled", "true", "--probe.epochs", "1", "--probe.steps", "2"]
     assert run(monkeypatch, train_astra, *TINY, "--run_dir", tmp_path / "first", *arguments) == 0
-    assert "2 steps" in capsys.readouterr().out
+    printed = capsys.readouterr()
+    assert "2 steps" in printed.out
+    assert printed.err == "", "--quiet, so no bar, not even while the images of both splits are decoded"
     again = ["--config", tmp_path / "first" / "config.yaml", "--quiet", "--run_dir", tmp_path / "second"]
     assert run(monkeypatch, train_astra, *again) == 0
     assert (tmp_path / "first/metrics.jsonl").read_text() == (tmp_path / "second/metrics.jsonl").read_text()
