@@ -17,6 +17,7 @@ from astra_env.config import ExperimentConfig
 from astra_env.data import BatchSampler, ImageDataset
 from astra_env.distributed import ALONE, SharedGradients, World, average_statistics, with_shared_statistics
 from astra_env.errors import CheckpointError, ConfigError
+from astra_env.learner_state import check_state, take_state
 from astra_env.models import Target, load_official
 from astra_env.objectives import Batch, Encoder, Setting, objective_factory
 from astra_env.objectives.spread import differentiate, require_spreadable
@@ -26,17 +27,7 @@ from astra_env.report import StepReport
 from astra_env.rewards import RewardInputs, VersusFixed, make_reward
 from astra_env.seeding import derive_seed, generator
 from astra_env.speed import Speed, tf32
-from astra_env.state_checks import (
-    UNFIT,
-    one_line,
-    require_count,
-    require_generator_state,
-    require_mapping,
-    require_optimizer_state,
-    require_scale,
-    require_tensor,
-    require_tensors,
-)
+from astra_env.state_checks import UNFIT, one_line
 from astra_env.strategy import AttackStrategy, StrategySpace
 
 
@@ -245,10 +236,10 @@ class ContrastiveLearner(Learner):
         """
         before = copy.deepcopy(self.state_dict())
         try:
-            self._check_state(state)
-            self._take_state(state)
+            check_state(self, state)
+            take_state(self, state)
         except UNFIT as error:
-            self._take_state(before)
+            take_state(self, before)
             if isinstance(error, CheckpointError):
                 raise
             raise CheckpointError(f"checkpoint: does not fit this learner ({one_line(error)})") from error
@@ -257,31 +248,6 @@ class ContrastiveLearner(Learner):
     def warm_start(self, path: str | Path) -> None:
         """Take over the target network's weights of a checkpoint and nothing else of it."""
         load_official(self.target, load_checkpoint(path))
-
-    def _check_state(self, state: Mapping[str, Any]) -> None:
-        """Raise CheckpointError for what loading alone would not notice."""
-        for name in ("target", "optimizer", "sampler", "view_generator", "attack_generator", "step"):
-            if name not in state:
-                raise CheckpointError(f"checkpoint: does not fit this learner: {name!r} is missing")
-        require_tensors("target", state["target"], self.target.state_dict())
-        require_optimizer_state("optimizer", state["optimizer"], self.optimizer)
-        require_generator_state("view_generator", state["view_generator"], self.view_generator)
-        require_generator_state("attack_generator", state["attack_generator"], self.attack_generator)
-        require_count("step", state["step"])
-        require_scale("learning_rate_scale", state.get("learning_rate_scale"))
-        require_tensor("attack_steps", state.get("attack_steps", self.attack_steps), self.attack_steps)
-        self.objective.check_state(require_mapping("objective", state.get("objective", {})))
-
-    def _take_state(self, state: Mapping[str, Any]) -> None:
-        load_official(self.target, state["target"])
-        self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
-        self.sampler.load_state_dict(state["sampler"])
-        self.view_generator.set_state(state["view_generator"].cpu())
-        self.attack_generator.set_state(state["attack_generator"].cpu())
-        self.step_count = state["step"]
-        self.learning_rate_scale = float(state["learning_rate_scale"])
-        self.attack_steps = torch.as_tensor(state.get("attack_steps", 0), device=self.device).clone()
-        self.objective.load_state_dict(state.get("objective", {}))
 
     def _attack(self, batch: Batch, strategy: AttackStrategy) -> AttackResult:
         self.attack_steps = self.attack_steps + strategy.steps.sum()

@@ -1,20 +1,16 @@
 """The configuration of a supervised run: every field with its sentence, null where the method's own value is used."""
 
-import warnings
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from astra_env.config import DataConfig, require_compilable
 from astra_env.errors import ConfigError
-from astra_env.models import NETWORKS
-from astra_env.strategy import check_pixel_units, parse_number
+from astra_env.strategy import parse_number
+from rpat.config_checks import check_attack, check_choices, check_epochs, check_numbers
 from rpat.methods import Budget, RobustPerception, make_method, method_class
 from rpat.methods.base import Method
-from rpat.schedules import default_milestones
 
 PRESET_PACKAGE = "rpat.configs"
-L2_LIMIT = 10.0
-"""Largest l-2 radius taken as meant: beyond it the number is in 0-255 units."""
 
 
 @dataclass
@@ -224,120 +220,19 @@ class RPATConfig:
     def validate(self) -> None:
         """Raise ConfigError naming the first field whose value cannot be used; warn of odd ones."""
         method = self.make_method()
-        self._check_attack()
-        self._check_numbers()
+        check_attack(self)
+        check_numbers(self)
         require_compilable("run", self.run)
         settled = self.resolved()
-        _check_choices(settled)
-        _check_epochs(settled, method)
+        check_choices(settled)
+        check_epochs(settled, method)
         if self.augment.cutmix and method.hard_labels:
             raise ConfigError(
                 f"augment.cutmix: {self.method} needs one class per image and CutMix mixes them; "
                 "set --augment.cutmix false or choose another method"
             )
 
-    def _check_attack(self) -> None:
-        if self.norm not in ("linf", "l2"):
-            raise ConfigError(f"norm: expected linf or l2, got {self.norm!r}; choose one of them")
-        for name in ("epsilon", "step_size"):
-            value = parse_number(name, getattr(self, name))
-            if self.norm == "linf":
-                check_pixel_units(name, value)
-            elif not 0 <= value <= L2_LIMIT:
-                raise ConfigError(
-                    f"{name}: expected an l2 length in [0, {L2_LIMIT:g}] in [0, 1] pixel units, got {value:g}; "
-                    f"in 0-255 units write '{value:g}/255'"
-                )
-            elif value > 1:
-                warnings.warn(
-                    f"{name}: {value:g} is a large l2 length in [0, 1] pixel units; if it is in 0-255 units, "
-                    f"write '{value:g}/255'",
-                    stacklevel=4,
-                )
-        if self.budget.step_size > self.budget.epsilon:
-            warnings.warn(
-                f"step_size: {self.step_size} is larger than epsilon {self.epsilon}, so the attack jumps from edge "
-                "to edge of the ball; lower --step_size",
-                stacklevel=4,
-            )
-
-    def _check_numbers(self) -> None:
-        _at_least("steps", self.steps, 0)
-        _at_least("batch_size", self.batch_size, 2)
-        _at_least("rp_weight", self.rp_weight, 0)
-        _at_least("optimizer.momentum", self.optimizer.momentum, 0)
-        _at_least("optimizer.weight_decay", self.optimizer.weight_decay, 0)
-        _at_least("augment.padding", self.augment.padding, 0)
-        _at_least("validation.size", self.validation.size, 1)
-        _at_least("validation.steps", self.validation.steps, 0)
-        _at_least("run.keep_every", self.run.keep_every, 0)
-        for section, name in (
-            (self.validation, "every"),
-            (self.validation, "batch_size"),
-            (self.test, "batch_size"),
-            (self.run, "log_every"),
-            (self.run, "checkpoint_every"),
-        ):
-            _at_least(f"{_SECTIONS[type(section)]}.{name}", getattr(section, name), 1)
-        if self.epochs is not None:
-            _at_least("epochs", self.epochs, 1)
-        if not 0 < self.optimizer.learning_rate < float("inf"):
-            raise ConfigError(
-                f"optimizer.learning_rate: expected a finite number > 0, got {self.optimizer.learning_rate}; raise it"
-            )
-        for name, rate in (("rp_rate", self.rp_rate), ("ema.decay", self.ema.decay)):
-            if not 0 <= rate <= 1:
-                raise ConfigError(f"{name}: expected a share in [0, 1], got {rate}; change it")
-
-
-_SECTIONS = {ValidationConfig: "validation", TestConfig: "test", RunConfig: "run"}
-
 
 def _filled(section: Any, **defaults: Any) -> Any:
     """Return a copy of a section in which ``defaults`` stand for fields that are None."""
     return replace(section, **{name: value for name, value in defaults.items() if getattr(section, name) is None})
-
-
-def _check_choices(config: RPATConfig) -> None:
-    for name, value, allowed in (
-        ("network.normalize", config.network.normalize, ("none", "data", "imagenet")),
-        ("optimizer.schedule", config.optimizer.schedule, ("piecewise", "cosine")),
-        ("augment.padding_mode", config.augment.padding_mode, ("zero", "reflect")),
-        ("augment.autoaugment", config.augment.autoaugment, ("never", "always", "second_half")),
-        ("run.precision", config.run.precision, ("fp32", "bf16")),
-        ("run.on_divergence", config.run.on_divergence, ("raise", "rollback")),
-    ):
-        if value not in allowed:
-            raise ConfigError(f"{name}: expected one of {', '.join(allowed)}, got {value!r}; choose one of them")
-    NETWORKS.get(config.network.name)
-
-
-def _check_epochs(config: RPATConfig, method: Method) -> None:
-    epochs = config.epochs or 0
-    if config.robust_perception and not 0 <= config.rp_start_epoch < epochs:
-        raise ConfigError(
-            f"rp_start_epoch: expected 0..{epochs - 1} in a run of {epochs} epochs, got {config.rp_start_epoch}, so "
-            "robust perception would never start; lower it or set --robust_perception false"
-        )
-    if method.needs_average and not config.ema.enabled:
-        raise ConfigError(f"ema.enabled: {config.method} learns from the averaged weights; set --ema.enabled true")
-    if config.ema.enabled and not 0 <= config.ema.start_epoch < epochs:
-        raise ConfigError(
-            f"ema.start_epoch: expected 0..{epochs - 1} in a run of {epochs} epochs, got {config.ema.start_epoch}, so "
-            f"the warm-up of {config.method} would never end; lower --ema.start_epoch or raise --epochs"
-        )
-    milestones = config.optimizer.milestones or []
-    if any(milestone < 0 for milestone in milestones) or sorted(milestones) != list(milestones):
-        raise ConfigError(f"optimizer.milestones: expected rising epochs >= 0, got {milestones}; sort them")
-    falls = config.optimizer.schedule == "piecewise" and milestones == default_milestones(epochs)
-    if falls and min(milestones) >= epochs:
-        warnings.warn(
-            f"optimizer.milestones: the learning rate falls at epochs {milestones}, after the end of this run of "
-            f"{epochs} epochs; set --optimizer.milestones",
-            stacklevel=5,
-        )
-
-
-def _at_least(name: str, value: float, least: int) -> None:
-    if not value >= least or value == float("inf"):
-        raise ConfigError(f"{name}: expected a finite number >= {least}, got {value}; raise it")

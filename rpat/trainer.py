@@ -14,11 +14,10 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from astra_env.configuration import load_config, to_yaml
-from astra_env.data import ImageDataset, load_dataset, split_validation
+from astra_env.data import ImageDataset
 from astra_env.determinism import deterministic_algorithms
 from astra_env.distributed import ALONE, SharedRun, World, shared_state
 from astra_env.errors import CheckpointError, Diverged
-from astra_env.evaluation.batches import require_alike, require_labels
 from astra_env.evaluation.robustness import clean_accuracy, robust_accuracy
 from astra_env.health import HealthWatch, require_finite
 from astra_env.interrupts import GracefulStop
@@ -29,6 +28,7 @@ from rpat.config import PRESET_PACKAGE, RPATConfig
 from rpat.learner import SupervisedLearner
 from rpat.resuming import check_same_run
 from rpat.selection import Record, Selection
+from rpat.splits import load_splits
 
 logger = logging.getLogger(__name__)
 MAX_ROLLBACKS = 5
@@ -298,31 +298,3 @@ class Trainer:
             desc=self.config.method,
             disable=None if self.config.run.progress and self.world.main else True,
         )
-
-
-def load_splits(config: RPATConfig, device: torch.device) -> tuple[ImageDataset, ImageDataset, ImageDataset]:
-    """Return the training, validation and test images of a run; only the first two come from the training split.
-
-    Raises:
-        DataError: when the data cannot be read, an image has no label, or the validation slice does not fit.
-    """
-    train, test = (
-        load_dataset(
-            config.data.name,
-            split,
-            root=config.data.root,
-            download=config.data.download,
-            image_size=config.data.image_size,
-            device=device,
-            max_device_bytes=config.data.device_budget_mib << 20,
-            max_host_bytes=config.data.host_budget_mib << 20,
-            progress=config.run.progress,
-        )
-        for split in ("train", "test")
-    )
-    require_labels(train)
-    require_alike(train, test)
-    if config.data.max_images is not None and config.data.max_images < len(train):
-        train = split_validation(train, config.data.max_images, derive_seed(config.seed, "subset"))[1]
-    train, validation = split_validation(train, config.validation.size, derive_seed(config.seed, "split"))
-    return train, validation, test

@@ -209,7 +209,7 @@ def test_the_slice_held_out_of_a_part_of_the_training_images_is_found_again(tmp_
     from astra_env.data import load_dataset
     from astra_env.evaluation.runner import held_out_slice
     from rpat.config import RPATConfig
-    from rpat.trainer import load_splits
+    from rpat.splits import load_splits
 
     run = write_run(
         tmp_path / "run",
