@@ -35,7 +35,7 @@ def plot_tradeoff(
     points: Sequence[TradeoffPoint], *, title: str = "", robust_label: str = "robust accuracy (%)"
 ) -> Figure:
     """Return a figure of clean against robust accuracy; up and to the right is better."""
-    figure, (axis,) = new_figure(panel=(6.4, 4.6))
+    figure, (axis,) = new_figure(panel=(7.6, 4.6))
     groups = list(dict.fromkeys(point.group or point.name for point in points))
     for index, group in enumerate(groups):
         members = [point for point in points if (point.group or point.name) == group]
@@ -58,7 +58,7 @@ def plot_tradeoff(
     axis.set_xlabel("clean accuracy (%)")
     axis.set_ylabel(robust_label)
     axis.set_title(title, fontsize=9)
-    axis.legend(fontsize=8)
+    figure.legend(loc="outside right upper", fontsize=8)
     return figure
 
 
