@@ -1,5 +1,6 @@
 """A SimCLR training as short as it gets: the teacher that DeACL needs when it is given none."""
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -106,7 +107,7 @@ class TeacherTraining:
         self.network.load_state_dict(state["teacher"])
         self.done = state["taught"]
         if self.left:
-            self._optimizer.load_state_dict(state["teaching"]["optimizer"])
+            self._optimizer.load_state_dict(copy.deepcopy(state["teaching"]["optimizer"]))
             self._sampler.load_state_dict(state["teaching"]["sampler"])
             self._views.set_state(state["teaching"]["views"].cpu())
         else:
