@@ -118,9 +118,9 @@ def _check_digest(data: bytes, name: str) -> None:
 
 def _check_size(data: bytes, name: str) -> None:
     """Refuse an archive that says it unpacks to more than its own size; torch stores tensors as they are."""
-    if not zipfile.is_zipfile(io.BytesIO(data)):
-        return
     try:
+        if not zipfile.is_zipfile(io.BytesIO(data)):
+            return
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             unpacked = sum(entry.file_size for entry in archive.infolist())
     except _UNREADABLE as error:

@@ -4,6 +4,10 @@
 class AstraError(Exception):
     """Base of every error this package raises on purpose; command lines print it in one line and exit with 2."""
 
+    def __str__(self) -> str:
+        """Return the message in one printable line, whatever the name or value in it holds."""
+        return "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in super().__str__())
+
 
 class InputError(AstraError, ValueError):
     """A value the user gave cannot be used: ``field: expected ..., got ...; remedy``."""

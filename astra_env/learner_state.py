@@ -4,8 +4,6 @@ import copy
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from astra_env.errors import CheckpointError
 from astra_env.models import load_official
 from astra_env.state_checks import (
@@ -21,10 +19,16 @@ from astra_env.state_checks import (
 if TYPE_CHECKING:
     from astra_env.learner import ContrastiveLearner
 
+PARTS = (
+    "target", "optimizer", "step", "learning_rate_scale", "sampler", "view_generator", "attack_generator",
+    "attack_steps", "objective",
+)  # fmt: skip
+"""What a state must hold."""
+
 
 def check_state(learner: "ContrastiveLearner", state: Mapping[str, Any]) -> None:
     """Raise CheckpointError for what loading alone would not notice."""
-    for name in ("target", "optimizer", "sampler", "view_generator", "attack_generator", "step"):
+    for name in PARTS:
         if name not in state:
             raise CheckpointError(f"checkpoint: does not fit this learner: {name!r} is missing")
     require_tensors("target", state["target"], learner.target.state_dict())
@@ -32,9 +36,9 @@ def check_state(learner: "ContrastiveLearner", state: Mapping[str, Any]) -> None
     require_generator_state("view_generator", state["view_generator"], learner.view_generator)
     require_generator_state("attack_generator", state["attack_generator"], learner.attack_generator)
     require_count("step", state["step"])
-    require_scale("learning_rate_scale", state.get("learning_rate_scale"))
-    require_tensor("attack_steps", state.get("attack_steps", learner.attack_steps), learner.attack_steps)
-    learner.objective.check_state(require_mapping("objective", state.get("objective", {})))
+    require_scale("learning_rate_scale", state["learning_rate_scale"])
+    require_tensor("attack_steps", state["attack_steps"], learner.attack_steps)
+    learner.objective.check_state(require_mapping("objective", state["objective"]))
 
 
 def take_state(learner: "ContrastiveLearner", state: Mapping[str, Any]) -> None:
@@ -46,5 +50,5 @@ def take_state(learner: "ContrastiveLearner", state: Mapping[str, Any]) -> None:
     learner.attack_generator.set_state(state["attack_generator"].cpu())
     learner.step_count = state["step"]
     learner.learning_rate_scale = float(state["learning_rate_scale"])
-    learner.attack_steps = torch.as_tensor(state.get("attack_steps", 0), device=learner.device).clone()
-    learner.objective.load_state_dict(state.get("objective", {}))
+    learner.attack_steps = state["attack_steps"].to(learner.device, copy=True)
+    learner.objective.load_state_dict(state["objective"])

@@ -99,6 +99,13 @@ def test_a_damaged_file_of_another_program_is_a_state_or_a_typed_error(form, dat
         assert "\n" not in str(error)  # noqa: PT017
 
 
+def test_an_archive_that_says_it_goes_on_elsewhere_is_refused():
+    data = bytearray(FOREIGN["zip"])
+    data[data.rindex(b"PK\x06\x07") + 4] = 1  # the number of the disk that its directory is on
+    with pytest.raises(CheckpointError, match=r"foreign.pt: not a readable checkpoint \(BadZipFile\)"):
+        decode(bytes(data), "foreign.pt")
+
+
 @pytest.mark.timeout(60)
 def test_a_file_that_unpacks_to_more_than_itself_is_refused():
     buffer = io.BytesIO()
