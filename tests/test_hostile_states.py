@@ -26,6 +26,7 @@ from astra_env.envs import AttackStrategyEnv
 from astra_env.errors import AstraError, CheckpointError, ConfigError, InputError, RunDirectoryError
 from astra_env.evaluation.loading import load_network
 from astra_env.learner import ContrastiveLearner
+from astra_env.learner_state import PARTS
 from astra_env.run_configuration import config_of_run
 from astra_env.run_directory import RunDirectory
 from astra_env.strategy import AttackStrategy
@@ -62,6 +63,15 @@ def is_buffer(path):
 @given(data=st.data())
 def test_a_learner_refuses_any_damage_to_its_state_and_stays_as_it_is(learner, data):
     refuses(learner.load_state_dict, learner.state_dict, data, is_buffer)
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_learners_state_without_one_of_its_parts_is_refused(learner, part):
+    good = copy.deepcopy(learner.state_dict())
+    with pytest.raises(CheckpointError, match=f"{part!r} is missing"):
+        learner.load_state_dict({name: value for name, value in good.items() if name != part})
+    assert set(good) == set(PARTS)
+    assert same(learner.state_dict(), good)
 
 
 @pytest.mark.parametrize("value", [torch.ones(2, 2), torch.tensor(math.nan), "text"])
