@@ -3,10 +3,17 @@
 Per view, a ResNet gives three categorical distributions (epsilon, steps, step size); actions are sampled from them
 and the log-probabilities of good actions are raised. Two presets:
 
-- ``paper`` (ASTrA 2025, DESIGN section 4): CIFAR ResNet-18, one update in ten steps, loss summed over views without a
-  baseline, gradient norm clipped to 1, LARS at .1 with warm-up and cosine.
-- ``improved``: GroupNorm, heads that start at zero (uniform choices), an update every step, leave-one-out baseline and
-  normalised advantage over the views, entropy bonus, Adam. Give it a reward with per-view credit.
+- ``paper`` (ASTrA 2025): CIFAR ResNet-18 with BatchNorm, updated before steps 10, 20, ... of the target: actions are
+  sampled from the train-mode network that is then differentiated, their attack is rewarded, and the target trains under
+  actions drawn anew, in eval mode, from the updated network. The loss is summed over views without a baseline, the
+  gradient norm clipped to 1, LARS at .1 with warm-up and cosine.
+- ``improved``: GroupNorm, heads that start at zero (uniform choices), an update from every step's own outcome,
+  leave-one-out baseline and normalised advantage over the views, entropy bonus, Adam. Give it a reward with per-view
+  credit.
+
+Both differentiate the distribution that the actions were sampled from. BatchNorm makes it another one in training than
+in evaluation mode, so a network with BatchNorm rehearses: it samples in training mode, on the side, what it learns
+from. GroupNorm's is the same in both modes, so the actions that the target trains under serve.
 """
 
 import copy
@@ -91,11 +98,11 @@ class Reinforce:
         preset: "paper" or "improved"; every other argument overrides one of its values.
         width: channels of the network's first stage.
         blocks: residual blocks of its stages.
-        norm: "batch" or "group".
+        norm: "batch", which learns from attacks rehearsed before the step, or "group", which learns from its own.
         zero_init_heads: start from uniform choices.
         optimizer: "lars" or "adam".
         learning_rate: its learning rate (LARS: after warm-up).
-        update_every: steps between policy updates.
+        update_every: policy updates happen at steps n, 2n, ... of the training.
         baseline: "none" (the raw reward, summed over views) or "leave_one_out" (advantage over the other views of the
             batch, normalised; a shared reward is compared with its own running mean instead).
         entropy: weight of the entropy bonus.
@@ -138,6 +145,27 @@ class Reinforce:
         self.steps = 0
         self.updates = 0
         self.running_reward = torch.zeros((), device=self.device)
+        self._rehearsed: tuple[tuple[Tensor, ...], Tensor] | None = None
+        self._rehearsed_for = 0
+
+    @property
+    def rehearses(self) -> bool:
+        """Whether it learns from attacks tried before the step, not from the step's own."""
+        return bool(self.settings["norm"] == "batch")
+
+    def rehearse(self, observation: Any) -> Any:
+        """Return attacks to try before the next step, whose reward :meth:`learn_from` is to be given; None for none.
+
+        Args:
+            observation: uint8 views (N, 3, H, W), as given to :meth:`predict`.
+        """
+        if not self.rehearses or (self.steps + 1) % self.settings["update_every"]:
+            return None
+        self.network.train()
+        logits = self.network(self._views(observation))
+        actions = torch.stack([self._sample(head.detach()) for head in logits], dim=1)
+        self._rehearsed = logits, actions
+        return actions if isinstance(observation, Tensor) else actions.cpu().numpy()
 
     @torch.no_grad()
     def predict(
@@ -165,24 +193,41 @@ class Reinforce:
         return (probabilities / torch.empty_like(probabilities).exponential_(generator=self.generator)).argmax(1)
 
     def learn_from(self, observation: Any, actions: Any, reward: Any) -> dict[str, Tensor]:
-        """Take one step's outcome; every ``update_every`` steps, update the network.
+        """Take the outcome of a rehearsal or of a step; every ``update_every`` steps, update the network.
 
         Args:
             observation: uint8 views (N, 3, H, W), as given to :meth:`predict`.
-            actions: (N, 3), as returned by it.
+            actions: (N, 3), as returned by it or by :meth:`rehearse`.
             reward: a scalar, or (N,); a reward that is not finite (a diverged learner's) counts as zero.
 
         Returns:
             What to log: loss, entropy and gradient norm of an update; empty between updates.
         """
+        if self._rehearsed is not None:
+            logits, chosen = self._rehearsed
+            self._rehearsed, self._rehearsed_for = None, self.steps + 1
+            return self._update(logits, chosen, reward)
         self.steps += 1
-        reward = torch.as_tensor(reward, device=self.device, dtype=torch.float32).nan_to_num(0.0, 0.0, 0.0)
-        if (self.steps - 1) % self.settings["update_every"]:
+        if self.steps % self.settings["update_every"]:
+            return {}
+        if self.rehearses:
+            self._require_rehearsal()
             return {}
         self.network.train()
         logits = self.network(self._views(observation))
-        chosen = torch.as_tensor(actions, device=self.device, dtype=torch.int64)
-        loss = self._loss(logits, chosen, reward)
+        return self._update(logits, torch.as_tensor(actions, device=self.device, dtype=torch.int64), reward)
+
+    def _require_rehearsal(self) -> None:
+        if self._rehearsed_for != self.steps:
+            raise InputError(
+                "reinforce: with norm 'batch' it learns from attacks tried before the step, and none was: call "
+                "rehearse(observation) before predict and give learn_from their reward first, as astra_env.envs.play "
+                "and train_astra.py do, or choose norm 'group'"
+            )
+
+    def _update(self, logits: Sequence[Tensor], actions: Tensor, reward: Any) -> dict[str, Tensor]:
+        reward = torch.as_tensor(reward, device=self.device, dtype=torch.float32).nan_to_num(0.0, 0.0, 0.0)
+        loss = self._loss(logits, actions, reward)
         self._set_learning_rate()
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()

@@ -181,6 +181,8 @@ class ProbeConfig:
     """Radii of the PGD attack on the test images."""
     steps: int = 20
     """Steps of that attack."""
+    step_size: float | str | None = None
+    """Length of a step; default the papers' 2/255 (l2: 2.5 * epsilon / steps)."""
     max_test_images: int | None = None
     """Attack a seeded sample of this many test images; default all."""
 

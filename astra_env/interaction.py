@@ -17,12 +17,24 @@ def interact(learner: Learner, policy: Policy) -> StepReport:
         InputError: when the policy answers with anything but grid indices for every view.
     """
     observation = learner.observation()
+    rehearsed = rehearse(learner, policy, observation)
     actions, _ = policy.predict(for_policy(policy, observation))
     actions = world_of(learner).same(actions)
     strategy = learner.space.decode(actions, device=observation.device, check=not trusted(policy))
     report = learner.step(strategy)
-    report.policy_terms = teach(policy, observation, actions, report.reward)
+    report.policy_terms = {**rehearsed, **teach(policy, observation, actions, report.reward)}
     return report
+
+
+def rehearse(learner: Learner, policy: Policy, observation: Tensor) -> dict[str, Any]:
+    """Try the attacks that a policy wants to learn from before the step, and teach it; returns what it reports."""
+    propose = getattr(policy, "rehearse", None)
+    actions = None if propose is None else propose(for_policy(policy, observation))
+    if actions is None:
+        return {}
+    actions = world_of(learner).same(actions)
+    strategy = learner.space.decode(actions, device=observation.device, check=not trusted(policy))
+    return teach(policy, observation, actions, learner.try_attack(strategy))
 
 
 def teach(policy: Policy, observation: Tensor, actions: Any, reward: Any) -> dict[str, Any]:

@@ -184,9 +184,21 @@ class ContrastiveLearner(Learner):
         with tf32(self.speed.tf32):
             return self._step(strategy)
 
-    def _step(self, strategy: AttackStrategy) -> StepReport:
+    def try_attack(self, strategy: AttackStrategy) -> Tensor:
+        """Return the reward of attacking the next minibatch with ``strategy``; only the attack's generator moves on."""
+        self._prepare_all()
+        with tf32(self.speed.tf32):
+            batch = self.batch()
+            strategy = self.objective.budgets(strategy.for_each(self.views_per_step, self.device))
+            attack = self._attack(batch, strategy) if self.objective.attacked else None
+            return self._reward(batch, strategy, attack)[0]
+
+    def _prepare_all(self) -> None:
         while self.left_to_prepare:
             self.prepare()
+
+    def _step(self, strategy: AttackStrategy) -> StepReport:
+        self._prepare_all()
         batch, views = self.batch(), self.views()
         strategy = self.objective.budgets(strategy.for_each(self.views_per_step, self.device))
         attack = self._attack(batch, strategy) if self.objective.attacked else None

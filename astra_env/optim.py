@@ -8,14 +8,17 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+ZERO_NORM = 1e-15
+"""A tensor whose weights or gradient are shorter than this is not scaled: its local rate is 1."""
+
 
 class LARS(Optimizer):
     """Layer-wise adaptive rate scaling (You et al. 2017) as self-supervised adversarial training uses it.
 
-    Per parameter tensor, with gradient g and weights w: ``rate = lr * trust * |w| / (|g| + weight_decay * |w|)``,
-    ``buffer = momentum * buffer + rate * (g + weight_decay * w)``, ``w -= buffer``. Every tensor is scaled and
-    decayed, normalisation and biases included. A tensor of zero norm therefore has rate zero and stays as it is:
-    published behaviour, so biases that start at zero remain there.
+    Per parameter tensor, with gradient g and weights w: ``local = trust * |w| / (|g| + weight_decay * |w|)``, but 1
+    where |w| or |g| is below 1e-15; ``buffer = momentum * buffer + lr * local * (g + weight_decay * w)``,
+    ``w -= buffer``. Every tensor is scaled and decayed, normalisation and biases included. A tensor that starts at
+    zero, as the biases of norms do, therefore takes its first step at the learning rate itself (ASTrA, ACL, DynACL).
 
     The update works on lists of tensors and never waits for the device.
 
@@ -61,9 +64,9 @@ class LARS(Optimizer):
         decay = group["weight_decay"]
         weight_norms = torch.stack(torch._foreach_norm(parameters))
         gradient_norms = torch.stack(torch._foreach_norm(gradients))
-        scale = gradient_norms + decay * weight_norms
-        ratio = torch.where(scale > 0, weight_norms / scale.clamp_min(torch.finfo(scale.dtype).tiny), 0.0)
-        rates = list((group["lr"] * group["trust_coefficient"] * ratio).unbind())
+        ratio = weight_norms / (gradient_norms + decay * weight_norms)
+        scaled = (weight_norms >= ZERO_NORM) & (gradient_norms >= ZERO_NORM)
+        rates = list((group["lr"] * torch.where(scaled, group["trust_coefficient"] * ratio, 1.0)).unbind())
         updates = torch._foreach_add(gradients, parameters, alpha=decay)
         torch._foreach_mul_(updates, rates)
         buffers = [self.state[p].setdefault("momentum_buffer", torch.zeros_like(p)) for p in parameters]

@@ -12,6 +12,7 @@ from astra_env.checkpoint import load_checkpoint
 from astra_env.config import ExperimentConfig
 from astra_env.data import ImageDataset
 from astra_env.distributed import ALONE, World
+from astra_env.errors import ConfigError
 from astra_env.models import load_official
 from astra_env.report import StepReport
 from astra_env.strategy import AttackStrategy, StrategySpace
@@ -22,8 +23,9 @@ class Policy(Protocol):
     """Chooses attacks; the signature is Stable-Baselines3's, so a trained SB3 model is a policy as it stands.
 
     A policy that sets ``accepts_tensors = True`` is given uint8 tensors on the learner's device, others NumPy arrays.
-    Optional methods: ``learn_from(observation, actions, reward) -> dict`` to learn from each step, and
-    ``state_dict()`` / ``load_state_dict(state)`` to be saved with a run.
+    Optional methods: ``learn_from(observation, actions, reward) -> dict`` to learn from each step;
+    ``rehearse(observation) -> actions or None`` to have attacks tried before the step, whose reward ``learn_from`` is
+    given first; ``state_dict()`` / ``load_state_dict(state)`` to be saved with a run.
     """
 
     def predict(
@@ -141,6 +143,17 @@ class Learner(Protocol):
         Raises:
             Diverged: when loss or gradient are not finite; the report's ``scalars`` raise it otherwise.
         """
+
+    def try_attack(self, strategy: AttackStrategy) -> Tensor:
+        """Return the reward of attacking the next minibatch with ``strategy``, without training on it.
+
+        Needed by policies that rehearse, such as the published one; raises ConfigError where a learner cannot.
+        """
+        raise ConfigError(
+            f"learner.kind: {type(self).__name__} cannot try an attack without training on it, which the policy asks "
+            "for; write its try_attack, or choose a policy that learns from the steps themselves (reinforce: norm "
+            "group)"
+        )
 
     @abstractmethod
     def state_dict(self) -> dict[str, Any]:

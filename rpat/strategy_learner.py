@@ -120,7 +120,20 @@ class StrategyLearner(Learner):
         with tf32(self.supervised.speed.tf32):
             return self._train_on(*self._next_minibatch(), strategy)
 
-    def _train_on(self, images: Tensor, labels: Tensor, strategy: AttackStrategy) -> StepReport:
+    def try_attack(self, strategy: AttackStrategy) -> Tensor:
+        """Return the reward of attacking the next minibatch with ``strategy``; only the attack's generator moves on."""
+        buffers = {name: value.clone() for name, value in self.target.named_buffers()}
+        with tf32(self.supervised.speed.tf32):
+            reward = self._outcome(*self._next_minibatch(), strategy)[0]
+        self.supervised.optimizer.zero_grad(set_to_none=True)
+        for name, value in self.target.named_buffers():
+            value.copy_(buffers[name])
+        return reward
+
+    def _outcome(
+        self, images: Tensor, labels: Tensor, strategy: AttackStrategy
+    ) -> tuple[Tensor, Step, dict[str, Tensor]]:
+        """Attack a minibatch and leave the gradient with the network; returns reward, step and what to report."""
         strategy = strategy.for_each(len(images), self.device)
         step = self.supervised.begin(images, labels, strategy, keep_outputs=True)
         step.adversarial = self.supervised.method.attack(step)
@@ -129,12 +142,16 @@ class StrategyLearner(Learner):
         terms = self.supervised.differentiate(step)
         inputs = self._reward_inputs(step, clean, adv)
         reward = self.reward(inputs)
+        return reward, step, {**terms, **_shown(step, clean, adv), **inputs.terms}
+
+    def _train_on(self, images: Tensor, labels: Tensor, strategy: AttackStrategy) -> StepReport:
+        reward, step, terms = self._outcome(images, labels, strategy)
         report = StepReport(
             step=self.step_count,
             learning_rate=self.learning_rate,
-            strategy=strategy,
+            strategy=step.strategy,
             reward=reward,
-            terms={**terms, **_shown(step, clean, adv), **inputs.terms},
+            terms=terms,
             views=images,
             adversarial=step.adversarial,
         )

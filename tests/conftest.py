@@ -14,14 +14,12 @@ settings.register_profile("thorough", max_examples=2000, deadline=None)
 settings.load_profile("quick")
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+GOLDEN = Path(__file__).resolve().parent / "golden"
 
 
 @pytest.fixture(scope="session")
 def golden_dir() -> Path:
-    directory = REPOSITORY.parent / "shared" / "golden"
-    if not directory.is_dir():
-        pytest.skip("golden files are not beside this checkout")
-    return directory
+    return GOLDEN
 
 
 def _load_golden(path: Path) -> dict[str, torch.Tensor]:
@@ -37,6 +35,11 @@ def golden_astra(golden_dir: Path) -> dict[str, torch.Tensor]:
 @pytest.fixture(scope="session")
 def golden_rpat(golden_dir: Path) -> dict[str, torch.Tensor]:
     return _load_golden(golden_dir / "rpat.npz")
+
+
+@pytest.fixture(scope="session")
+def golden_lars_zero_norms() -> dict[str, torch.Tensor]:
+    return _load_golden(GOLDEN / "lars_zero_norms_seed7.npz")
 
 
 @pytest.fixture(scope="session")

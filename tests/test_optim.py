@@ -15,11 +15,29 @@ def test_lars_first_step_is_the_scaled_decayed_gradient():
     torch.testing.assert_close(weight.detach(), expected)
 
 
-def test_lars_leaves_a_tensor_of_zeros_where_it_is():
+def test_lars_moves_a_tensor_of_zeros_at_the_learning_rate_itself():
     bias = torch.nn.Parameter(torch.zeros(3))
-    bias.grad = torch.ones(3)
-    LARS([bias], lr=1.0).step()
-    assert bias.detach().tolist() == [0, 0, 0]
+    bias.grad = torch.full((3,), 0.25)
+    LARS([bias], lr=2.0).step()
+    assert bias.detach().tolist() == [-0.5, -0.5, -0.5]
+
+
+def test_lars_decays_a_tensor_without_gradient_at_the_learning_rate_itself():
+    weight = torch.nn.Parameter(torch.full((3,), 2.0, dtype=torch.float64))
+    weight.grad = torch.zeros(3, dtype=torch.float64)
+    LARS([weight], lr=0.5, weight_decay=0.1).step()
+    torch.testing.assert_close(weight.detach(), torch.full((3,), 2.0 - 0.5 * 0.1 * 2.0, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("case", ["zero_weight", "zero_grad_first", "ordinary"])
+def test_official_lars_where_norms_vanish(golden_lars_zero_norms, case):
+    golden = {name.removeprefix(f"{case}_"): value for name, value in golden_lars_zero_norms.items()}
+    weight = torch.nn.Parameter(golden["w0"].clone())
+    optimizer = LARS([weight], lr=0.3, momentum=0.9, weight_decay=1e-6, trust_coefficient=1e-3)
+    for gradient, expected in zip(golden["grads"], golden["w"], strict=True):
+        weight.grad = gradient.clone()
+        optimizer.step()
+        torch.testing.assert_close(weight.detach(), expected, rtol=1e-12, atol=1e-15)
 
 
 def test_lars_survives_zero_weights_with_zero_gradient():

@@ -60,6 +60,8 @@ def play(
     result, state, start = EpisodeResult(), None, True
     while max_steps is None or len(result.rewards) < max_steps:
         starts = np.full(env.num_envs, start) if isinstance(env, VectorEnv) else np.array([start])
+        if learn:
+            _rehearse(env, policy, observation)
         actions, state = policy.predict(observation, state, starts, deterministic)
         outcome: tuple[Any, Any, Any, Any, dict[str, Any]] = env.step(actions)
         following, reward, terminated, truncated, info = outcome
@@ -76,6 +78,16 @@ def play(
         if over:
             break
     return result
+
+
+def _rehearse(env: gym.Env[Any, Any] | VectorEnv[Any, Any, Any], policy: Policy, observation: Any) -> None:
+    """Try the attacks that a policy wants to learn from before the step, if it is one that does, and teach it."""
+    propose = getattr(policy, "rehearse", None)
+    actions = None if propose is None else propose(observation)
+    if actions is not None:
+        trained: Any = env.unwrapped
+        learner: Any = policy
+        learner.learn_from(observation, actions, trained.try_attack(actions))
 
 
 def _scalars(info: dict[str, Any]) -> dict[str, float]:

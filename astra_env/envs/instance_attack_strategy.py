@@ -160,6 +160,13 @@ class InstanceAttackStrategyVectorEnv(TrainingEnv, VectorEnv[np.ndarray, np.ndar
             info,
         )
 
+    def try_attack(self, actions: np.ndarray) -> np.ndarray:
+        """Return the reward that ``actions`` would have, without training: (num_envs,), or () for a shared one."""
+        self._require_running()
+        everyone = self.world.gather(torch.from_numpy(np.array(actions)))
+        reward = self.learner.try_attack(self.space.decode(everyone, device=self.learner.device))
+        return (reward if reward.dim() == 0 else self.world.own(reward)).double().cpu().numpy()
+
     def observation(self) -> np.ndarray:
         """Return the views of the next minibatch: uint8 (num_envs, 3, H, W)."""
         return self.learner.own_observation().cpu().numpy()

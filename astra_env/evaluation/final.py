@@ -6,6 +6,9 @@ from astra_env.evaluation.linear import ProbeResult, measure_classifier, probe
 from astra_env.protocols import Learner
 from astra_env.strategy import parse_number
 
+PAPERS_STEP_SIZE = 2 / 255
+"""Of the PGD-20 that the papers report, in the maximum norm."""
+
 
 def probe_learner(learner: Learner, config: ExperimentConfig, *, progress: bool = False) -> ProbeResult:
     """Measure what a learner has trained, clean and under PGD, by the settings of ``config.probe``.
@@ -14,6 +17,9 @@ def probe_learner(learner: Learner, config: ExperimentConfig, *, progress: bool 
     """
     options, data, device = config.probe, config.data, learner.device
     epsilons = tuple(parse_number("probe.epsilon", value) for value in options.epsilon)
+    step_size = PAPERS_STEP_SIZE if learner.norm == "linf" else None
+    if options.step_size is not None:
+        step_size = parse_number("probe.step_size", options.step_size)
     test = load_training_images(data, device, "test", progress=progress)
     if learner.classifies:
         return measure_classifier(
@@ -21,6 +27,7 @@ def probe_learner(learner: Learner, config: ExperimentConfig, *, progress: bool 
             test,
             epsilons=epsilons,
             steps=options.steps,
+            step_size=step_size,
             norm=learner.norm,
             max_test_images=options.max_test_images,
             seed=config.seed,
@@ -33,6 +40,7 @@ def probe_learner(learner: Learner, config: ExperimentConfig, *, progress: bool 
         branch=learner.branch,
         epsilons=epsilons,
         steps=options.steps,
+        step_size=step_size,
         max_test_images=options.max_test_images,
         epochs=options.epochs,
         learning_rate=options.learning_rate,

@@ -77,8 +77,53 @@ def test_arrays_in_arrays_out_and_tensors_in_tensors_out_agree():
 @pytest.mark.parametrize(("preset", "updates"), [("paper", 1), ("improved", 10)])
 def test_update_period_of_the_presets(preset, updates):
     policy = small(preset, total_steps=1000)
-    reports = [policy.learn_from(views(), policy.predict(views())[0], torch.tensor(0.5)) for _ in range(10)]
-    assert sum(bool(report) for report in reports) == policy.updates == updates
+    reports = [one_step(policy) for _ in range(10)]
+    assert sum(map(bool, reports)) == policy.updates == updates
+    assert reports[-1]  # the tenth step is one of those
+
+
+def one_step(policy, reward=0.5):
+    """Do what a training step does with a policy; returns what its update reported."""
+    tried = policy.rehearse(views())
+    report = {} if tried is None else policy.learn_from(views(), tried, torch.tensor(reward))
+    return {**report, **policy.learn_from(views(), policy.predict(views())[0], torch.tensor(reward))}
+
+
+def test_published_policy_acts_from_the_network_that_it_has_just_updated():
+    policy = small("paper", update_every=1, optimizer="adam", learning_rate=0.1)
+    before = [value.clone() for value in policy.network.parameters()]
+    tried = policy.rehearse(views())
+    assert policy.network.training
+    policy.learn_from(views(), tried, torch.tensor(1.0))
+    assert any(not torch.equal(old, new) for old, new in zip(before, policy.network.parameters(), strict=True))
+    policy.predict(views())
+    assert not policy.network.training
+
+
+def test_published_policy_differentiates_the_distribution_that_it_sampled_from():
+    policy = small("paper", update_every=1)
+    policy.network.train()
+    with torch.no_grad():
+        expected = [head.log_softmax(1) for head in policy.network(views().float() / 255)]
+    actions = policy.rehearse(views())
+    report = policy.learn_from(views(), actions, torch.tensor(2.0))
+    log_pi = sum(head.gather(1, actions[:, [k]]).sum() for k, head in enumerate(expected))
+    assert report["loss"].item() == pytest.approx(-2 * log_pi.item(), rel=1e-5)
+
+
+def test_improved_has_nothing_to_rehearse_because_its_network_decides_alike_in_both_modes():
+    policy = small()
+    assert policy.rehearse(views()) is None
+    torch.nn.init.normal_(policy.network.heads[0].weight)
+    pixels = views().float() / 255
+    for mine, theirs in zip(policy.network.train()(pixels), policy.network.eval()(pixels), strict=True):
+        assert torch.equal(mine, theirs)
+
+
+def test_learning_without_a_rehearsal_is_refused_where_one_is_needed():
+    policy = small("paper", update_every=1)
+    with pytest.raises(InputError, match="rehearse"):
+        policy.learn_from(views(), policy.predict(views())[0], torch.tensor(0.5))
 
 
 def bandit_share(policy, reward_of, rounds, target):

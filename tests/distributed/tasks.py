@@ -98,7 +98,7 @@ def uneven_attack(world: World) -> dict[str, torch.Tensor]:
 
 def batch_norm(world: World) -> dict[str, torch.Tensor]:
     """Train with each rank's own statistics and return what a checkpoint would hold."""
-    learner, policy = learner_and_policy(world, **{"target.norm": "branch"})
+    learner, policy = learner_and_policy(world, **{"target.norm": "branch", "learner.learning_rate": 0.5})
     for _ in range(2):
         interact(learner, policy)
     statistics = {name: value for name, value in learner.target.state_dict().items() if "running" in name}
