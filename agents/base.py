@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from astra_env.errors import ConfigError
-from astra_env.protocols import Policy
+from astra_env.learner.protocol import Policy
 from astra_env.registry import Registry
 from astra_env.strategy import StrategySpace
 

@@ -27,8 +27,8 @@ from agents.base import POLICIES, batch_size
 from astra_env.errors import ConfigError, InputError
 from astra_env.models import strategy_resnet18
 from astra_env.optim import LARS, warmup_cosine
-from astra_env.seeding import derive_seed, generator
-from astra_env.state_checks import (
+from astra_env.randomness import derive_seed, generator
+from astra_env.storage.state import (
     require_count,
     require_generator_state,
     require_optimizer_state,

@@ -7,12 +7,12 @@ import torch
 from torch import nn
 
 from astra_env.augment import SimCLRAugment
-from astra_env.config import DataConfig, ExperimentConfig, LearnerConfig, TargetConfig
+from astra_env.config.schema import DataConfig, ExperimentConfig, LearnerConfig, TargetConfig
 from astra_env.data import ImageDataset, label_fraction, load_dataset
 from astra_env.errors import ConfigError
 from astra_env.models import Target, target_resnet18, target_vit
 from astra_env.optim import LARS
-from astra_env.seeding import generator
+from astra_env.randomness import generator
 
 
 def build_target(config: TargetConfig, seed: int, device: torch.device, channels_last: bool = False) -> Target:

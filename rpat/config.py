@@ -3,14 +3,14 @@
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from astra_env.config import DataConfig, require_compilable
+from astra_env.config.schema import DataConfig, require_compilable
 from astra_env.errors import ConfigError
 from astra_env.strategy import parse_number
 from rpat.config_checks import check_attack, check_choices, check_epochs, check_numbers
 from rpat.methods import Budget, RobustPerception, make_method, method_class
 from rpat.methods.base import Method
 
-PRESET_PACKAGE = "rpat.configs"
+PRESET_PACKAGE = "rpat.presets"
 
 
 @dataclass

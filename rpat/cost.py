@@ -22,10 +22,10 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
-from astra_env.attack_copy import AttackCopy
-from astra_env.evaluation.results import versions
+from astra_env.attacks.attack_copy import AttackCopy
+from astra_env.compute import Speed
+from astra_env.evaluation.campaign.results import versions
 from astra_env.models import NETWORKS
-from astra_env.speed import Speed
 from rpat.config import RunConfig
 from rpat.methods import Budget, Method, RobustPerception, Step, make_method
 

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from astra_env.attack_copy import AttackCopy
+from astra_env.attacks.attack_copy import AttackCopy
+from astra_env.compute import Speed, tf32
 from astra_env.data import BatchSampler, ImageDataset
 from astra_env.distributed import ALONE, SharedGradients, World, average_statistics, with_shared_statistics
 from astra_env.errors import CheckpointError, Diverged
-from astra_env.seeding import derive_seed, generator
-from astra_env.speed import Speed, tf32
-from astra_env.state_checks import (
+from astra_env.randomness import derive_seed, generator
+from astra_env.storage.state import (
     UNFIT,
     one_line,
     require_count,

@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-from astra_env.configuration import to_dict
+from astra_env.config.reading import to_dict
+from astra_env.config.safe_yaml import parse_yaml
 from astra_env.errors import CheckpointError, ConfigError
-from astra_env.safe_yaml import parse_yaml
 from rpat.config import RPATConfig
 
 FREE = ("device", "run", "test", "data.root", "data.download", "data.device_budget_mib", "data.host_budget_mib")

@@ -13,8 +13,8 @@ from astra_env.losses import nt_xent
 from astra_env.models import Target
 from astra_env.objectives.base import Encoder, Setting
 from astra_env.optim import LARS, warmup_cosine
-from astra_env.seeding import derive_seed, generator
-from astra_env.state_checks import (
+from astra_env.randomness import derive_seed, generator
+from astra_env.storage.state import (
     require_count,
     require_generator_state,
     require_mapping,

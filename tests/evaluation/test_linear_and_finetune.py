@@ -5,7 +5,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from astra_env.checkpoint import load_checkpoint
 from astra_env.data import label_fraction
 from astra_env.errors import CheckpointError, DataError, InputError
 from astra_env.evaluation import (
@@ -17,8 +16,9 @@ from astra_env.evaluation import (
     probe,
     robust_accuracy,
 )
-from astra_env.evaluation.finetuning import trades_attack, trades_two_branches
+from astra_env.evaluation.probes.finetuning import trades_attack, trades_two_branches
 from astra_env.models import TargetNetwork
+from astra_env.storage.checkpoint import load_checkpoint
 
 NO_ATTACK = TrainingAttack(epsilon=0, step_size=0, steps=0)
 
@@ -237,7 +237,7 @@ def test_features_of_the_plain_protocol_are_extracted_once(target, digits):
 
 
 def test_the_probing_benchmark_times_the_default_recipe_on_features_of_the_size_asked_for():
-    from astra_env.benchmarking.probing import measure
+    from benchmarking.probing import measure
 
     found = measure(images=40, dimensions=20, epochs=2)
     assert (found["features"], found["epochs"], found["batch_size"]) == ([40, 20], 2, 512)

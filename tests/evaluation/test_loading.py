@@ -8,9 +8,8 @@ import yaml
 from random_weights import randomized
 from torch import nn
 
-from astra_env.checkpoint import save_checkpoint
 from astra_env.errors import CheckpointError
-from astra_env.evaluation.loading import load_network, network_for
+from astra_env.evaluation.campaign.loading import load_network, network_for
 from astra_env.models import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -24,6 +23,7 @@ from astra_env.models import (
     wide_resnet,
 )
 from astra_env.models.interop import weights_of
+from astra_env.storage.checkpoint import save_checkpoint
 
 TINY = {"width": 4, "blocks": (1, 2, 1), "feature_dim": 6, "hidden_dim": 8}
 IMAGES = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))

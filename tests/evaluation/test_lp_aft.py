@@ -6,15 +6,15 @@ import sys
 import lp_aft as script
 import pytest
 import torch
-import train_astra
 
-from astra_env.clustering import kmeans_labels
-from astra_env.command_line import run_main
+from astra_env.commands import train as train_astra
+from astra_env.config.command_line import run_main
 from astra_env.data import load_dataset
+from astra_env.data.clustering import kmeans_labels
 from astra_env.errors import ConfigError, InputError
-from astra_env.evaluation import lp_aft as module
-from astra_env.evaluation.loading import load_network
-from astra_env.evaluation.lp_aft import LPAFTConfig, lp_aft, pseudo_labelled
+from astra_env.evaluation.campaign.loading import load_network
+from astra_env.evaluation.probes import lp_aft as module
+from astra_env.evaluation.probes.lp_aft import LPAFTConfig, lp_aft, pseudo_labelled
 from astra_env.models import target_resnet18
 
 SMALL = LPAFTConfig(clusters=4, probe_epochs=1, epochs=1, attack_steps=1, batch_size=32, augment=False)

@@ -51,7 +51,7 @@ def test_the_report_pairs_runs_by_seed_and_names_those_that_are_missing(compare,
 
 
 def test_every_run_of_a_suite_has_the_same_budget(compare):
-    from astra_env.configuration import load_config
+    from astra_env.config.reading import load_config
     from rpat.config import PRESET_PACKAGE, RPATConfig
 
     for suite in compare.SUITES.values():

@@ -5,7 +5,7 @@ import warnings
 import pytest
 import yaml
 
-from astra_env.configuration import from_dict, load_config, presets, read_source, to_yaml
+from astra_env.config.reading import from_dict, load_config, presets, read_source, to_yaml
 from astra_env.errors import ConfigError, InputError
 from rpat.config import PRESET_PACKAGE, RPATConfig
 from rpat.schedules import cosine, default_milestones, piecewise

@@ -8,20 +8,20 @@ import pytest
 import torch
 
 from astra_env.attacks import get_norm
-from astra_env.checkpoint import encode, save_checkpoint
-from astra_env.config import ExperimentConfig
-from astra_env.configuration import load_config
+from astra_env.config.reading import load_config
+from astra_env.config.schema import ExperimentConfig
 from astra_env.errors import CheckpointError, ConfigError, Diverged
-from astra_env.learners import training_images
+from astra_env.learner.make import training_images
+from astra_env.randomness import generator
 from astra_env.rewards import make_reward
-from astra_env.seeding import generator
+from astra_env.storage.checkpoint import encode, save_checkpoint
 from astra_env.strategy import AttackStrategy
 from rpat.learner import SupervisedLearner
-from rpat.strategy_config import supervised_config
-from rpat.strategy_learner import StrategyLearner
-from rpat.strategy_rewards import REWARDS
+from rpat.under_policy.config import supervised_config
+from rpat.under_policy.learner import StrategyLearner
+from rpat.under_policy.rewards import REWARDS
 
-KIND = {"learner.kind": "rpat.strategy_learner:StrategyLearner"}
+KIND = {"learner.kind": "rpat.under_policy.learner:StrategyLearner"}
 WEAK = AttackStrategy.constant(1, 8 / 255, 2, 4 / 255)
 
 

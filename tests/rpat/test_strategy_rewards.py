@@ -4,14 +4,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from astra_env.checkpoint import encode
-from astra_env.config import ExperimentConfig
-from astra_env.configuration import load_config
+from astra_env.config.reading import load_config
+from astra_env.config.schema import ExperimentConfig
 from astra_env.errors import ConfigError
 from astra_env.rewards import make_reward
+from astra_env.storage.checkpoint import encode
 from astra_env.strategy import AttackStrategy
-from rpat.strategy_learner import StrategyLearner
-from rpat.strategy_rewards import REWARDS, RewardInputs
+from rpat.under_policy.learner import StrategyLearner
+from rpat.under_policy.rewards import REWARDS, RewardInputs
 
 ROWS, CLASSES = 6, 3
 
@@ -118,7 +118,7 @@ def test_bad_arguments_are_named(arguments, message):
 
 
 def make_learner(name, **overrides):
-    kind = {"learner.kind": "rpat.strategy_learner:StrategyLearner", "learner.reward": name}
+    kind = {"learner.kind": "rpat.under_policy.learner:StrategyLearner", "learner.reward": name}
     return StrategyLearner(load_config(ExperimentConfig, "supervised_tiny", {**kind, **overrides}))
 
 

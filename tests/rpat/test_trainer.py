@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from astra_env.checkpoint import load_checkpoint, save_checkpoint
-from astra_env.configuration import load_config
+from astra_env.config.reading import load_config
 from astra_env.errors import CheckpointError, ConfigError, DataError, Diverged, RunDirectoryError
 from astra_env.evaluation import clean_accuracy
+from astra_env.storage.checkpoint import load_checkpoint, save_checkpoint
 from rpat import METHODS, RPATConfig, Trainer, load_network
 from rpat.config import PRESET_PACKAGE
 
