@@ -292,7 +292,7 @@ class Reinforce:
                 f"reinforce: expected uint8 views (N, 3, H, W), got {views.dtype} {tuple(views.shape)}; "
                 "it acts in InstanceAttackStrategy-v0 and in train_astra.py"
             )
-        return (views if views.dim() == 4 else views[None]).float() / 255
+        return (views if views.dim() == 4 else views[None]).contiguous().float() / 255
 
 
 def _settings(preset: str, overrides: dict[str, Any]) -> dict[str, Any]:

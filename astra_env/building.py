@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from astra_env.augment import SimCLRAugment
+from astra_env.compute import memory_order
 from astra_env.config.schema import DataConfig, ExperimentConfig, LearnerConfig, TargetConfig
 from astra_env.data import ImageDataset, label_fraction, load_dataset
 from astra_env.errors import ConfigError
@@ -16,7 +17,14 @@ from astra_env.randomness import generator
 
 
 def build_target(config: TargetConfig, seed: int, device: torch.device, channels_last: bool = False) -> Target:
-    """Build the target network of a configuration; its weights depend on the seed alone, not on the device."""
+    """Build the target network of a configuration; its weights depend on the seed alone, not on the device.
+
+    Args:
+        config: the network's section.
+        seed: the run's.
+        device: where the network lives.
+        channels_last: keep it in that order, if it may be (:func:`astra_env.compute.memory_order`).
+    """
     sizes: dict[str, Any] = {"width": config.width, "feature_dim": config.feature_dim, "hidden_dim": config.hidden_dim}
     source = generator(seed, "target")
     if config.backbone == "vit":
@@ -24,7 +32,8 @@ def build_target(config: TargetConfig, seed: int, device: torch.device, channels
     else:
         target = target_resnet18(blocks=config.blocks, stem=config.stem, norm=config.norm, generator=source, **sizes)
     target = target.to(device)
-    return target.to(memory_format=torch.channels_last) if channels_last else target  # type: ignore[call-overload]
+    order = memory_order(target, device, channels_last=channels_last)
+    return target.to(memory_format=order)  # type: ignore[call-overload]
 
 
 def load_training_images(

@@ -10,8 +10,12 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
+from torch import nn
 
 from astra_env.errors import ConfigError
+
+CHANNEL_BLOCK = 16
+"""Channels that the widest CPU registers hold. oneDNN's kernels of AVX2 go wrong below their own block of 8."""
 
 _CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
 
@@ -33,7 +37,7 @@ class Speed:
 
     Attributes:
         autocast: dtype of the passes; None for float32. Losses, signs and perturbations stay in float32.
-        channels_last: memory order of network and images.
+        channels_last: memory order wanted for network and images; :func:`memory_order` says whether it may be.
         fold_batchnorm: attack a copy of the network whose BatchNorms are folded into its weights.
         compile: mode of ``torch.compile`` for that copy, or "none".
         tf32: whether CUDA may round float32 products to TF32; None leaves PyTorch's setting.
@@ -71,6 +75,29 @@ class Speed:
             compile=chosen.compile if foldable else "none",
             tf32=True if device.type == "cuda" and options.tf32 is None else chosen.tf32,
         )
+
+
+def memory_order(network: nn.Module, device: torch.device, *, channels_last: bool) -> torch.memory_format:
+    """Return the memory order in which a network and its images run; every caller that wants another one asks here.
+
+    It is channels-last when that is wanted, except for a network on a CPU with a strided 1x1 convolution of fewer than
+    ``CHANNEL_BLOCK`` channels. In the backward pass of such a layer oneDNN writes past its workspace on processors
+    with AVX2 and without AVX-512: wrong gradients, crashes and hangs (github.com/uxlfoundation/oneDNN/issues/6035).
+
+    Args:
+        network: the network; the shortcuts of narrow ResNets are such layers.
+        device: where it runs.
+        channels_last: whether channels-last is wanted.
+    """
+    unsafe = device.type == "cpu" and any(_overruns(module) for module in network.modules())
+    return torch.channels_last if channels_last and not unsafe else torch.contiguous_format
+
+
+def _overruns(module: nn.Module) -> bool:
+    if not isinstance(module, nn.Conv2d):
+        return False
+    strided = max(module.stride) > 1
+    return strided and max(module.kernel_size) == 1 and module.in_channels // module.groups < CHANNEL_BLOCK
 
 
 def multiplies_bf16(device: torch.device) -> bool:

@@ -123,7 +123,7 @@ class RunConfig:
     precision: str = "fp32"
     """fp32, or bf16 for autocast with float32 losses and perturbations."""
     channels_last: bool = False
-    """Keep the network and the images in channels-last memory order."""
+    """Keep the network and the images in channels-last memory order; not on a CPU if narrower than 16."""
     fold_batchnorm: bool = False
     """Attack a copy of the network whose BatchNorms are folded into its weights: equal up to rounding, faster."""
     compile: str = "none"

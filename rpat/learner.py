@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from astra_env.attacks.attack_copy import AttackCopy
-from astra_env.compute import Speed, tf32
+from astra_env.compute import Speed, memory_order, tf32
 from astra_env.data import BatchSampler, ImageDataset
 from astra_env.distributed import ALONE, SharedGradients, World, average_statistics, with_shared_statistics
 from astra_env.errors import CheckpointError, Diverged
@@ -66,10 +66,10 @@ class SupervisedLearner:
         self.method = config.make_method()
         self.epochs = config.epochs or 0
         self.speed = Speed.of(config.run, device)
-        memory = torch.channels_last if self.speed.channels_last else torch.contiguous_format
-        self.memory_format: torch.memory_format = memory
-        network = build_network(config.network, train, config.seed)
-        self.model: nn.Module = network.to(device=device).to(memory_format=memory)  # type: ignore[call-overload]
+        network = build_network(config.network, train, config.seed).to(device)
+        order = memory_order(network, device, channels_last=self.speed.channels_last)
+        self.memory_order: torch.memory_format = order
+        self.model: nn.Module = network.to(memory_format=order)  # type: ignore[call-overload]
         if config.sync_bn:
             self.model = with_shared_statistics(self.model, device, world, "sync_bn")
         self._attacked = AttackCopy(self.model, self.speed) if self.speed.fold_batchnorm else None
@@ -138,7 +138,7 @@ class SupervisedLearner:
         # All of it on every rank, because CutMix pastes from image to image; next to an attack it costs nothing.
         batch = self.augment(self.train.gather(rows, self.device), labels, self.epoch)
         images, labels = (self.world.own(part, self.method.views) for part in batch)
-        return images.contiguous(memory_format=self.memory_format), labels
+        return images.contiguous(memory_format=self.memory_order), labels
 
     def begin(
         self, images: Tensor, labels: Tensor, strategy: AttackStrategy | None = None, *, keep_outputs: bool = False

@@ -134,7 +134,7 @@ class LearnerConfig:
     precision: str = "fp32"
     """fp32, or bf16 for autocast with float32 losses and perturbations."""
     channels_last: bool = False
-    """Keep the network and the views in channels-last memory order."""
+    """Keep the network and the views in channels-last memory order; not on a CPU if narrower than 16."""
     accumulate: int = 1
     """Chunks in which a process works off the batch when memory is short; negatives stay global (GradCache)."""
     sync_bn: bool = False

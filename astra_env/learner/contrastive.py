@@ -12,7 +12,7 @@ from torch import Tensor
 from astra_env.attacks import AttackResult, contrastive_attack, frozen
 from astra_env.attacks.attack_copy import AttackCopy
 from astra_env.building import build_augment, build_optimizer, build_target, load_training_images
-from astra_env.compute import Speed, tf32
+from astra_env.compute import Speed, memory_order, tf32
 from astra_env.config.schema import ExperimentConfig
 from astra_env.data import BatchSampler, ImageDataset
 from astra_env.distributed import ALONE, SharedGradients, World, average_statistics, with_shared_statistics
@@ -61,6 +61,8 @@ class ContrastiveLearner(Learner):
         self.dataset = dataset if dataset is not None else load_training_images(config.data, self.device)
         self.speed = Speed.of(options, self.device)
         self.target = build_target(config.target, config.seed, self.device, self.speed.channels_last)
+        order = memory_order(self.target, self.device, channels_last=self.speed.channels_last)
+        self.memory_order: torch.memory_format = order
         if options.sync_bn:
             self.target = with_shared_statistics(self.target, self.device, world, "learner.sync_bn")
         self.base_augment = build_augment(config, self.dataset.images.shape[-1])
@@ -157,9 +159,7 @@ class ContrastiveLearner(Learner):
             self._before_views = {"sampler": self.sampler.state_dict(), "views": self.view_generator.get_state()}
             indices = next(self.sampler)
             views = self.augment(self.dataset.gather(self.world.own(indices), self.device))
-            if self.speed.channels_last:
-                views = views.to(memory_format=torch.channels_last)
-            self._batch = Batch(views, indices, self.step_count)
+            self._batch = Batch(views.contiguous(memory_format=self.memory_order), indices, self.step_count)
         return self._batch
 
     def augment(self, images: Tensor) -> Tensor:
@@ -173,7 +173,7 @@ class ContrastiveLearner(Learner):
 
     def own_observation(self) -> Tensor:
         """Return this rank's part of :meth:`observation`."""
-        return (self.views() * 255).round_().to(torch.uint8)
+        return (self.views() * 255).round_().to(torch.uint8, memory_format=torch.contiguous_format)
 
     def step(self, strategy: AttackStrategy) -> StepReport:
         """Train on the next minibatch under ``strategy``: one budget per view, or one for all.

@@ -168,7 +168,7 @@ class Learner(Protocol):
 
     @abstractmethod
     def observation(self) -> Tensor:
-        """Return the views of the next step, uint8 (N, 3, H, W); the same until :meth:`step`."""
+        """Return the views of the next step, uint8 (N, 3, H, W), contiguous; the same until :meth:`step`."""
 
     @property
     def left_to_prepare(self) -> int:

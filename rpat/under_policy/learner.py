@@ -107,7 +107,7 @@ class StrategyLearner(Learner):
 
     def observation(self) -> Tensor:
         """Return :meth:`images` as uint8, which loses nothing: they lie on the 8-bit grid."""
-        return (self.images() * 255).round_().to(torch.uint8)
+        return (self.images() * 255).round_().to(torch.uint8, memory_format=torch.contiguous_format)
 
     def step(self, strategy: AttackStrategy) -> StepReport:
         """Train on the next minibatch under ``strategy``: one budget per image, or one for all.

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from astra_env.compute import memory_order
 from astra_env.data import ImageDataset
 from astra_env.evaluation.measures.auto_attack import autoattack
 from astra_env.evaluation.measures.batches import device_of, to_unit
@@ -36,7 +37,8 @@ def pgd_throughput(
         repeats: rounds after the warm-up.
         progress: show a progress bar.
     """
-    last = copy.deepcopy(model).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    order = memory_order(model, device_of(model), channels_last=True)
+    last = copy.deepcopy(model).to(memory_format=order)  # type: ignore[call-overload]
     clock, found = Clock(device_of(model)), {}
     seconds: dict[str, list[float]] = {mode: [] for mode in MODES}
     for repeat in tqdm(range(repeats + 1), f"PGD-{steps}", unit="round", disable=not progress):
