@@ -12,6 +12,9 @@ from rpat.schedules import default_milestones
 if TYPE_CHECKING:
     from rpat.config import RPATConfig
 
+CONSTANTS = ("imagenet", "cifar10", "cifar100")
+"""Input normalisations by constants that do not depend on the training images."""
+
 L2_LIMIT = 10.0
 """Largest l-2 radius taken as meant: beyond it the number is in 0-255 units."""
 
@@ -76,7 +79,7 @@ def check_numbers(config: "RPATConfig") -> None:
 def check_choices(config: "RPATConfig") -> None:
     """Check every value that is one of a few; ``config`` is resolved."""
     for name, value, allowed in (
-        ("network.normalize", config.network.normalize, ("none", "data", "imagenet")),
+        ("network.normalize", config.network.normalize, ("none", "data", *CONSTANTS)),
         ("optimizer.schedule", config.optimizer.schedule, ("piecewise", "cosine")),
         ("augment.padding_mode", config.augment.padding_mode, ("zero", "reflect")),
         ("augment.autoaugment", config.augment.autoaugment, ("never", "always", "second_half")),
@@ -86,6 +89,25 @@ def check_choices(config: "RPATConfig") -> None:
         if value not in allowed:
             raise ConfigError(f"{name}: expected one of {', '.join(allowed)}, got {value!r}; choose one of them")
     NETWORKS.get(config.network.name)
+
+
+def check_attacked_network(config: "RPATConfig", method: Method) -> None:
+    """Refuse to fold or compile a network that is attacked in training mode; ``run.fast`` does without."""
+    if method.attack_mode == "train" and config.run.fold_batchnorm:
+        raise ConfigError(
+            f"method_args.attack_mode: {config.method} attacks the network in training mode, which cannot be folded "
+            "into a copy; set run.fold_batchnorm false or attack_mode eval"
+        )
+
+
+def check_last_batch(config: "RPATConfig", images: int, ranks: int) -> None:
+    """Check that the last batch of an epoch, when it is kept, can be shared by the ranks and has a variance."""
+    rest = images % config.batch_size
+    if not config.drop_last and rest and (rest == 1 or rest % ranks):
+        raise ConfigError(
+            f"drop_last: the last batch of an epoch would have {rest} of the {images} images; it needs 2 or more and a "
+            f"multiple of the {ranks} processes; set --drop_last true or change --validation.size"
+        )
 
 
 def check_epochs(config: "RPATConfig", method: Method) -> None:

@@ -26,6 +26,7 @@ from astra_env.storage.state import (
 from astra_env.strategy import AttackStrategy
 from rpat.augmentation import Augmentation
 from rpat.config import RPATConfig
+from rpat.config_checks import check_last_batch
 from rpat.methods import Progress, Step
 from rpat.schedules import cosine, piecewise
 from rpat.weights import build_network
@@ -57,7 +58,7 @@ class SupervisedLearner:
         *,
         rate_field: str = "optimizer.learning_rate",
     ) -> None:
-        world.share(config.batch_size, "batch_size")
+        self._rows = len(range(config.batch_size)[world.share(config.batch_size, "batch_size")])
         self.world = world
         self.config = config
         self.rate_field = rate_field
@@ -65,7 +66,8 @@ class SupervisedLearner:
         self.device = device
         self.method = config.make_method()
         self.epochs = config.epochs or 0
-        self.speed = Speed.of(config.run, device)
+        # Training mode has nothing to fold: its statistics are the batch's own.
+        self.speed = Speed.of(config.run, device, foldable=self.method.attack_mode == "eval")
         network = build_network(config.network, train, config.seed).to(device)
         order = memory_order(network, device, channels_last=self.speed.channels_last)
         self.memory_order: torch.memory_format = order
@@ -81,7 +83,10 @@ class SupervisedLearner:
             weight_decay=config.optimizer.weight_decay,
         )
         self.average: AveragedModel | None = None
-        self.sampler = BatchSampler(len(train), config.batch_size, derive_seed(config.seed, "sampler"))
+        self.sampler = BatchSampler(
+            len(train), config.batch_size, derive_seed(config.seed, "sampler"), drop_last=config.drop_last
+        )
+        check_last_batch(config, len(train), world.size)
         self.generators = {name: generator(config.seed, name) for name in ("augment", "attack")}
         self.augment = Augmentation(
             config.augment,
@@ -127,7 +132,7 @@ class SupervisedLearner:
             step = self.begin(*self.draw())
             step.adversarial = self.method.attack(step)
             terms = self.differentiate(step)
-            self.update()
+            self.update(step)
         return terms
 
     def draw(self) -> tuple[Tensor, Tensor]:
@@ -172,7 +177,7 @@ class SupervisedLearner:
             average=self.average,
             progress=progress,
             autocast=self.speed.autocast,
-            attacked=None if self._attacked is None else self._attacked.forward(len(images)),
+            attacked=None if self._attacked is None else self._attacked.forward(self._rows * self.method.views),
             world=self.world,
             views=self.method.views,
         )
@@ -196,9 +201,10 @@ class SupervisedLearner:
             **_signs(step),
         }
 
-    def update(self) -> None:
+    def update(self, step: Step) -> None:
         """Take the step whose gradient the parameters hold."""
         self.optimizer.step()
+        self.method.after_update(step)
         if not self.config.sync_bn:
             average_statistics(self.model, self.world)
         if self.average is not None:

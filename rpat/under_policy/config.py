@@ -67,6 +67,10 @@ def supervised_config(config: ExperimentConfig, images: int) -> RPATConfig:
     except ConfigError as error:
         raise ConfigError(f"{PREFIX}.{error}") from error
     _require_own_attack(settled, settled.make_method())
+    if not settled.drop_last:
+        raise ConfigError(
+            f"{PREFIX}.drop_last: remove it; an environment shows the same number of images in every step"
+        )
     return settled
 
 

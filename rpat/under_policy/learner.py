@@ -153,7 +153,7 @@ class StrategyLearner(Learner):
             views=images,
             adversarial=step.adversarial,
         )
-        self.supervised.update()
+        self.supervised.update(step)
         self._minibatch = None
         return report
 

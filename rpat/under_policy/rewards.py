@@ -11,10 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from astra_env.attacks import frozen, supervised_attack
+from astra_env.attacks import frozen, get_norm, supervised_attack
 from astra_env.errors import ConfigError
 from astra_env.registry import Registry
 from astra_env.strategy import AttackStrategy
+from rpat.training_attack import require_attack_mode, training_mode_attack
 
 Reward = Callable[["RewardInputs"], Tensor]
 REWARDS: Registry[Callable[..., Reward]] = Registry("learner.reward")
@@ -84,13 +85,16 @@ class LookAhead:
     ``r = CE(z(x'), y) + robust_weight * robust + clean_weight * clean`` (Jia et al. 2022, section 3: L1 + alpha L2 +
     beta L3, in the released code with 4 and 2): ``robust`` and ``clean`` are measured on a copy of the network after
     one step of plain gradient descent on this minibatch, under a fixed attack and without one. What is left out:
-    the released code trains with label smoothing and takes the stronger of two attacks. Costs ``steps`` + 2 forward
-    passes and ``steps`` backward ones, and the memory of a second network.
+    the released code takes that step with label smoothing. Costs ``steps`` + 2 forward passes and ``steps`` backward
+    ones for each restart, and the memory of a second network.
 
     Args:
         robust_weight, clean_weight: weights of the two terms.
         measure: "accuracy" (as the code was released) or "loss": the negative cross-entropy (as it is in the paper).
         epsilon, steps, step_size: the fixed attack, from a uniform start.
+        attack_mode: of the copy under the fixed attack. "train" as released: in training mode, which moves the copy's
+            running statistics before it is measured, and an image moves only while the copy has it right; or "eval".
+        restarts: of the fixed attack, in training mode; an image keeps the one of the larger loss. 2 as released.
         credit: "shared" -> scalar (as published), or "per_view" -> (N,).
         images: "minibatch" (as published), or "validation": other training images, not augmented; shared credit only.
     """
@@ -103,9 +107,16 @@ class LookAhead:
     step_size: float = 2 / 255
     credit: str = "shared"
     images: str = "minibatch"
+    attack_mode: str = "eval"
+    restarts: int = 1
 
     def __post_init__(self) -> None:
         """Refuse values that name nothing, and per-view credit for images that no view shows."""
+        require_attack_mode("learner.reward_args.attack_mode", self.attack_mode)
+        if self.restarts < 1 or (self.restarts > 1 and self.attack_mode == "eval"):
+            raise ConfigError(
+                f"learner.reward_args.restarts: expected 1, or more with attack_mode train, got {self.restarts}"
+            )
         for name, allowed in (("measure", MEASURES), ("images", IMAGES)):
             if getattr(self, name) not in allowed:
                 raise ConfigError(
@@ -124,26 +135,51 @@ class LookAhead:
         inputs.terms.update(reward_robust=robust.mean(), reward_clean=clean.mean())
         if self.credit == "shared":
             robust, clean = robust.mean(), clean.mean()
-        loss = inputs.loss(inputs.adv_logits).clamp(0, HIGHEST_LOSS)
+        # The cap is the mean's where the mean is the reward (as released), and each image's where its own is.
+        loss = _credited(inputs.loss(inputs.adv_logits), self.credit).clamp(0, HIGHEST_LOSS)
         return _credited(loss + self.robust_weight * robust + self.clean_weight * clean, self.credit)
 
     def _after_one_step(self, inputs: RewardInputs, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Return how right the network would be on each image, attacked and not, after the step."""
         ahead = inputs.look_ahead()
-        fixed = AttackStrategy.constant(len(images), self.epsilon, self.steps, self.step_size, images.device)
-        attacked = supervised_attack(
-            ahead,
-            images,
-            labels,
-            fixed,
-            norm=inputs.norm,
-            generator=inputs.generator,
-            autocast=inputs.autocast,
-            final_outputs=True,
-        )
-        assert attacked.outputs is not None
+        attacked = self._attacked(ahead, inputs, images, labels)
         clean = logits_of(ahead, images, inputs.autocast)
-        return self._score(attacked.outputs, labels), self._score(clean, labels)
+        return self._score(attacked, labels), self._score(clean, labels)
+
+    def _attacked(self, ahead: nn.Module, inputs: RewardInputs, images: Tensor, labels: Tensor) -> Tensor:
+        """Return the eval-mode logits of the images under the fixed attack."""
+        fixed = AttackStrategy.constant(len(images), self.epsilon, self.steps, self.step_size, images.device)
+        if self.attack_mode == "eval":
+            attacked = supervised_attack(
+                ahead,
+                images,
+                labels,
+                fixed,
+                norm=inputs.norm,
+                generator=inputs.generator,
+                autocast=inputs.autocast,
+                final_outputs=True,
+            )
+            assert attacked.outputs is not None
+            return attacked.outputs
+
+        def forward(batch: Tensor) -> Tensor:
+            with torch.autocast(batch.device.type, inputs.autocast, enabled=inputs.autocast is not None):
+                logits: Tensor = ahead(batch)
+            return logits
+
+        strongest, highest = images, images.new_full((len(images),), -torch.inf)
+        for _ in range(self.restarts):
+            start = get_norm(inputs.norm).uniform(images, self.epsilon, inputs.generator)
+            tried = training_mode_attack(
+                ahead, images, labels, fixed, start, norm=inputs.norm, early_stop=True, forward=forward
+            )
+            assert tried.outputs is not None
+            loss = F.cross_entropy(tried.outputs, labels, reduction="none")
+            stronger = loss >= highest
+            strongest = torch.where(stronger.view(-1, 1, 1, 1), tried.adversarial, strongest)
+            highest = torch.maximum(highest, loss)
+        return logits_of(ahead, strongest, inputs.autocast)
 
     def _score(self, logits: Tensor, labels: Tensor) -> Tensor:
         if self.measure == "loss":

@@ -20,18 +20,37 @@ def test_an_epoch_shows_no_image_twice_and_drops_the_incomplete_batch() -> None:
         assert epoch.max() < 10
 
 
+def test_an_epoch_that_keeps_its_last_batch_shows_every_image_once() -> None:
+    sampler = BatchSampler(10, 4, seed=0, drop_last=False)
+    assert sampler.steps_per_epoch == 3
+    for _ in range(3):
+        batches = [next(sampler) for _ in range(3)]
+        assert [len(batch) for batch in batches] == [4, 4, 2]
+        assert torch.cat(batches).sort().values.tolist() == list(range(10))
+    assert BatchSampler(8, 4, seed=0, drop_last=False).steps_per_epoch == 2
+
+
+def test_whole_batches_are_the_same_whether_the_last_one_is_kept_or_dropped() -> None:
+    kept, dropped = BatchSampler(10, 4, seed=0, drop_last=False), BatchSampler(10, 4, seed=0)
+    for _ in range(2):
+        for _ in range(2):
+            assert torch.equal(next(kept), next(dropped))
+        next(kept)
+
+
 @given(
     st.integers(1, 40).flatmap(lambda n: st.tuples(st.just(n), st.integers(1, n))),
     st.integers(-5, 2**40),
     st.integers(0, 30),
+    st.booleans(),
 )
 def test_a_loaded_state_continues_with_the_very_batches_that_were_next(
-    sizes: tuple[int, int], seed: int, steps: int
+    sizes: tuple[int, int], seed: int, steps: int, drop_last: bool
 ) -> None:
-    original = BatchSampler(*sizes, seed=seed)
+    original = BatchSampler(*sizes, seed=seed, drop_last=drop_last)
     for _ in range(steps):
         next(original)
-    resumed = BatchSampler(*sizes, seed=seed)
+    resumed = BatchSampler(*sizes, seed=seed, drop_last=drop_last)
     resumed.load_state_dict(original.state_dict())
     for _ in range(2 * original.steps_per_epoch + 1):
         assert torch.equal(next(original), next(resumed))
