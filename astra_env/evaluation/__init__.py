@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from astra_env.evaluation.finetuning import finetune
     from astra_env.evaluation.linear import ProbeResult, TrainingAttack, linear_probe, measure_classifier, probe
     from astra_env.evaluation.robustness import clean_accuracy, robust_accuracy
+    from astra_env.evaluation.semi_supervision import semi_supervised
 
 __all__ = [
     "Accuracy",
@@ -37,6 +38,7 @@ __all__ = [
     "probe_learner",
     "radius_curve",
     "robust_accuracy",
+    "semi_supervised",
 ]
 
 _HOMES = {
@@ -59,6 +61,7 @@ _HOMES = {
     "probe_learner": "final",
     "radius_curve": "curves",
     "robust_accuracy": "robustness",
+    "semi_supervised": "semi_supervision",
 }
 
 
