@@ -21,7 +21,8 @@ Examples:
   evaluate.py runs/first                                  clean and PGD-20 accuracy of a linear probe
   evaluate.py runs/a runs/b --protocol aff                two runs, fully fine-tuned, in one table
   evaluate.py model.pt --data.name cifar10 --data.root data --config standard
-  evaluate.py runs/a --label_fraction 0.01                semi-supervised
+  evaluate.py runs/a --label_fraction 0.01                head trained on 1 % of the labels, other images not used
+  evaluate.py runs/a --protocol semi_supervised --label_fraction 0.1    pseudo-labels for the other images (ACL)
   evaluate.py runs/a --every                              robust accuracy against epoch, over all kept checkpoints
   evaluate.py runs/a --corruptions data/CIFAR-10-C
   torchrun --nproc-per-node 8 scripts/evaluate.py runs/a        test images shared out over the processes

@@ -17,6 +17,10 @@ Examples:
   lp_aft.py runs/first --out runs/first++
   lp_aft.py model.pt --out runs/tuned --data cifar10 --root data
   evaluate.py runs/first runs/first++ --protocol slf
+  lp_aft.py runs/first --out runs/both++ --branches both      for evaluate.py --protocol aff or semi_supervised
+
+--branches adv (default, published for slf and alf) keeps the adversarial route as a network with single norms;
+--branches both (published for aff and semi_supervised) keeps both branches. The training is the same.
 
 Labels are not used. The result lies in OUT/checkpoints/last.pt, which evaluate.py and export.py read as any run's.
 Interrupted work continues with the same command. Exit status: 0 finished, 2 unusable input (one line says what).

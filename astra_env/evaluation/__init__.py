@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from astra_env.evaluation.probes.final import probe_learner
     from astra_env.evaluation.probes.finetuning import finetune
     from astra_env.evaluation.probes.linear import ProbeResult, TrainingAttack, linear_probe, measure_classifier, probe
+    from astra_env.evaluation.probes.semi_supervision import semi_supervised
 
 __all__ = [
     "Accuracy",
@@ -37,6 +38,7 @@ __all__ = [
     "probe_learner",
     "radius_curve",
     "robust_accuracy",
+    "semi_supervised",
 ]
 
 _HOMES = {
@@ -59,6 +61,7 @@ _HOMES = {
     "probe_learner": "probes.final",
     "radius_curve": "measures.curves",
     "robust_accuracy": "measures.robustness",
+    "semi_supervised": "probes.semi_supervision",
 }
 
 

@@ -242,7 +242,7 @@ def test_adversarial_fine_tuning_is_kept_and_not_repeated(run, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"protocol": "linear"}, "protocol: expected one of auto, slf, alf, aff, none, got 'linear'"),
+        ({"protocol": "linear"}, "protocol: expected one of auto, slf, alf, aff, semi_supervised, none, got 'linear'"),
         ({"attacks": ["fgsm"]}, "attacks: expected one of pgd, cw, autoattack, autoattack_quick, got 'fgsm'"),
         ({"curves": ["loss"]}, "curves: expected one of radius, noise, path"),
         ({"label_fraction": 0.0}, "label_fraction: expected a number above 0"),
@@ -259,7 +259,7 @@ def test_bad_settings_are_named(changes, message):
 
 
 def test_an_encoder_cannot_be_evaluated_without_a_head(run, tmp_path):
-    with pytest.raises(CheckpointError, match="choose --protocol slf, alf or aff"):
+    with pytest.raises(CheckpointError, match="choose --protocol slf, alf, aff or semi_supervised"):
         evaluate(config(protocol="none"), [run], tmp_path)
 
 

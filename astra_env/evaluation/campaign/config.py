@@ -1,10 +1,12 @@
 """The configuration of an evaluation: what is measured, on what, and how heads are trained first."""
 
+import sys
 from dataclasses import dataclass, field
 
 from astra_env.errors import ConfigError
 
-PROTOCOLS = ("auto", "slf", "alf", "aff", "none")
+PROTOCOLS = ("auto", "slf", "alf", "aff", "semi_supervised", "none")
+CHOICES = ("held_out", "last")
 ATTACKS = ("pgd", "cw", "autoattack", "autoattack_quick")
 CURVES = ("radius", "noise", "path")
 LEARNING_RATES = {"cifar10": 0.01, "cifar100": 0.05, "stl10": 0.1}
@@ -43,7 +45,7 @@ class EvaluationNetworkConfig:
 
 @dataclass
 class HeadConfig:
-    """Training of a head, or of the whole network under aff."""
+    """Training of a head, or of the whole network under aff; semi_supervised takes only ``augment`` from here."""
 
     epochs: int = 25
     """Passes over the training images."""
@@ -55,6 +57,40 @@ class HeadConfig:
     """Images per step; default 512, for aff 128."""
     augment: bool = True
     """Crop and flip; without it slf extracts features once and is fast."""
+
+
+@dataclass
+class SemiSupervisedConfig:
+    """The protocol semi_supervised, from pseudo-labels to fine-tuning; the defaults are ACL's for CIFAR-10."""
+
+    standard_epochs: int = 100
+    """Passes over the labelled images of the standard training whose result gives the pseudo-labels."""
+    standard_learning_rate: float = 0.1
+    """Learning rate of the standard training; x.1 after 39 % and 59 % of its epochs."""
+    standard_weight_decay: float = 2e-4
+    """Weight decay of the standard training."""
+    standard_batch_size: int = 128
+    """Images per step of the standard training."""
+    epochs: int = 15
+    """Passes of the adversarial fine-tuning over labelled and pseudo-labelled images."""
+    learning_rate: float = 0.1
+    """Learning rate of the fine-tuning; x.1 after 4/15 and 9/15 of its epochs."""
+    weight_decay: float = 5e-4
+    """Weight decay of the fine-tuning."""
+    batch_size: int | None = None
+    """Images per step of the fine-tuning, both kinds in proportion; default 250, with less than 5 % of labels 200."""
+    beta: float = 6.0
+    """Weight of KL(natural || adversarial)."""
+    alpha: float = 0.5
+    """Share of the pseudo-labels in the loss of labelled images, 0 to 1."""
+    temperature: float = 1.0
+    """Temperature of the pseudo-labels."""
+    distillation: float = 1.0
+    """Weight of all terms with pseudo-labels."""
+    attack_steps: int = 10
+    """Steps of 2/255 in 8/255 of the fine-tuning's attack."""
+    choose: str = "held_out"
+    """Which epoch of both trainings is used: held_out, the best on data.validation_fraction of the images; or last."""
 
 
 @dataclass
@@ -82,9 +118,9 @@ class EvaluationConfig:
     """Everything an evaluation depends on."""
 
     protocol: str = "auto"
-    """slf, alf, aff, none, or auto: slf for encoders, none for classifiers."""
+    """slf, alf, aff, semi_supervised, none, or auto: slf for encoders, none for classifiers."""
     label_fraction: float = 1.0
-    """Share of the labelled training images, class-balanced, that heads are trained on."""
+    """Share of the training images, class-balanced, whose labels are used; only semi_supervised looks at the others."""
     attacks: list[str] = field(default_factory=lambda: ["pgd"])
     """Beside the clean accuracy: pgd, cw, autoattack, autoattack_quick (two of its four attacks)."""
     curves: list[str] = field(default_factory=list)
@@ -98,6 +134,7 @@ class EvaluationConfig:
     data: EvaluationDataConfig = field(default_factory=EvaluationDataConfig)
     network: EvaluationNetworkConfig = field(default_factory=EvaluationNetworkConfig)
     head: HeadConfig = field(default_factory=HeadConfig)
+    semi_supervised: SemiSupervisedConfig = field(default_factory=SemiSupervisedConfig)
     attack: AttackConfig = field(default_factory=AttackConfig)
 
     def validate(self) -> None:
@@ -120,12 +157,44 @@ class EvaluationConfig:
         ):
             if value < 1:
                 raise ConfigError(f"{name}: expected an integer >= 1, got {value}")
+        self._validate_semi_supervised()
         for rate in self.head.learning_rate:
             _inside("head.learning_rate", rate, 0, float("inf"))
         for radius in self.epsilons:
             _inside("attack.epsilon", radius, 0, 1 if self.attack.norm == "linf" else float("inf"))
         if self.step_size is not None:
             _inside("attack.step_size", self.step_size, 0, 1 if self.attack.norm == "linf" else float("inf"))
+
+    def _validate_semi_supervised(self) -> None:
+        part = self.semi_supervised
+        _among("semi_supervised.choose", [part.choose], CHOICES)
+        for name, least in (
+            ("standard_epochs", 1),
+            ("standard_batch_size", 2),
+            ("epochs", 1),
+            ("batch_size", 2),
+            ("attack_steps", 0),
+        ):
+            value = getattr(part, name)
+            if value is not None and value < least:
+                raise ConfigError(f"semi_supervised.{name}: expected an integer >= {least}, got {value}")
+        for name in ("standard_learning_rate", "learning_rate", "temperature"):
+            _inside(f"semi_supervised.{name}", getattr(part, name), 0, sys.float_info.max)
+        for name in ("standard_weight_decay", "weight_decay", "beta", "distillation"):
+            if not 0 <= getattr(part, name) < float("inf"):
+                raise ConfigError(f"semi_supervised.{name}: expected a finite number >= 0, got {getattr(part, name)}")
+        if not 0 <= part.alpha <= 1:
+            raise ConfigError(f"semi_supervised.alpha: expected a number from 0 to 1, got {part.alpha}")
+        if self.protocol != "semi_supervised":
+            return
+        if self.label_fraction == 1:
+            raise ConfigError(
+                "label_fraction: semi_supervised needs the share of images with labels, below 1; give one with "
+                "--label_fraction 0.1"
+            )
+        for name, value in (("learning_rate", self.head.learning_rate), ("batch_size", self.head.batch_size)):
+            if value:
+                raise ConfigError(f"head.{name}: semi_supervised has its own; use --semi_supervised.{name}")
 
     @property
     def epsilons(self) -> tuple[float, ...]:

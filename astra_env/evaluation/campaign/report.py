@@ -3,13 +3,16 @@
 from collections.abc import Mapping
 from typing import Any
 
+from astra_env.evaluation.measures.robustness import STEP_FACTOR
+
 HELD_OUT = "held-out "
 """In front of measurements on training images that were held out to choose a checkpoint."""
 
 
 def markdown(results: Mapping[str, Any]) -> str:
-    """Return the report of what ``results.json`` holds: comparison table, corruptions, choice of epoch, warnings."""
-    parts = [_heading(results), _comparison(results), _corruptions(results), _choice(results), _warnings(results)]
+    """Return the report of what ``results.json`` holds: tables, how they were made, choice of epoch, warnings."""
+    sections = (_heading, _comparison, _attacks, _training, _corruptions, _choice, _warnings)
+    parts = [section(results) for section in sections]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -76,6 +79,59 @@ def _comparison(results: Mapping[str, Any]) -> str:
 def _cell(found: Mapping[str, Any]) -> str:
     low, high = found["interval"]
     return f"{100 * found['accuracy']:.2f} ({100 * low:.2f}-{100 * high:.2f})"
+
+
+def _attacks(results: Mapping[str, Any]) -> str:
+    """Return the settings behind every attack's name, for a name says neither the step size nor the starts."""
+    found: dict[str, None] = {}
+    for record in results["networks"].values():
+        for name, measured in record["measurements"].items():
+            settings = measured.get("settings", {})
+            if "objective" in settings:
+                found[f"- {name}: {_steps(settings)}"] = None
+            elif name in ("curve: radius", "curve: path"):
+                found[f"- {name}: PGD, {settings['steps']} steps of {STEP_FACTOR} * radius / {settings['steps']}"] = (
+                    None
+                )
+    return "\n".join(["Attacks:", "", *found]) if found else ""
+
+
+def _steps(settings: Mapping[str, Any]) -> str:
+    size, starts = settings["step_size"], settings["restarts"]
+    if size is None:
+        size = STEP_FACTOR * settings["epsilon"] / max(settings["steps"], 1)
+    start = "1 random start" if starts == 1 else f"{starts} random starts"
+    return f"{settings['steps']} steps of {255 * size:.4g}/255, {start} in the ball"
+
+
+def _training(results: Mapping[str, Any]) -> str:
+    """Return a line for every network whose classifier saw not all labels."""
+    lines = []
+    for name, record in results["networks"].items():
+        training = record.get("training", {})
+        if training.get("protocol") == "semi_supervised" and "labelled" in training:
+            lines.append(f"- {name}: {_semi_supervised(training)}")
+        elif training.get("label_fraction", 1) < 1:
+            share = f"{100 * training['label_fraction']:.4g} % of the labels"
+            lines.append(f"- {name}: {training['protocol']} on {share} ({training['images']} images), no others used.")
+    return "\n".join(["Training:", "", *lines]) if lines else ""
+
+
+def _semi_supervised(training: Mapping[str, Any]) -> str:
+    options, pseudo = training["semi_supervised"], training["pseudo_labels"]
+    standard, tuned = training["standard"], training["fine_tuning"]
+    chosen_by = "the last epochs are used."
+    if training["held_out"]:
+        chosen_by = (
+            f"{training['held_out']} held-out training images chose epoch {standard['epoch']} "
+            f"({100 * standard['held_out_accuracy']:.2f} % clean) and epoch {tuned['epoch']} "
+            f"({100 * tuned['held_out_accuracy']:.2f} % under PGD-20, steps of 2/255 in 8/255)."
+        )
+    return (
+        f"semi-supervised. Standard training on {training['labelled']} labelled images, {options['standard_epochs']} "
+        f"epochs, gives the pseudo-labels of {training['pseudo_labelled']} others ({100 * pseudo['accuracy']:.2f} % "
+        f"right); adversarial fine-tuning on both, {options['epochs']} epochs; {chosen_by}"
+    )
 
 
 def _corruptions(results: Mapping[str, Any]) -> str:

@@ -69,6 +69,19 @@ class ResultFile:
             )
         return record
 
+    def trained(self, record: dict[str, Any], description: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+        """Note how a network's classifier was trained; raises ConfigError when another one was measured before."""
+        earlier = record.get("training")
+        plain = json.loads(json.dumps(settings))
+        differs = [name for name in plain if earlier is not None and earlier.get(name) != plain[name]]
+        if record["measurements"] and differs:
+            name = differs[0]
+            raise ConfigError(
+                f"out: {self.path} was measured on a classifier trained with {name} {(earlier or {}).get(name)!r}, now "
+                f"it is {plain[name]!r}; choose another --out or delete it"
+            )
+        record["training"] = dict(description)
+
     def measure(
         self,
         record: dict[str, Any],

@@ -98,7 +98,7 @@ def _measure_all(
         record = results.open(network.name, describe(network))
         with world.main_first():
             trained = classifier_for(config, network, fitting, test, folder / "models", device, progress=progress)
-        record["training"] = trained.description
+        results.trained(record, trained.description, trained.settings)
         state = folder / "autoattack" / network.name.replace("/", "_")
         for item in measurements(config, trained.classifier, test, state, progress=progress, world=world):
             results.measure(record, item.name, item.settings, item.compute, spread=item.spread)
@@ -205,4 +205,6 @@ def conditions_of(config: EvaluationConfig, every: bool) -> dict[str, Any]:
     """Return what all measurements of a result file have in common."""
     plain = to_dict(config)
     plain["data"] = {name: value for name, value in plain["data"].items() if name not in ("root", "download")}
+    if config.protocol != "semi_supervised":
+        del plain["semi_supervised"]  # of no consequence, and absent from older result files
     return {**{name: value for name, value in plain.items() if name not in FREE_KEYS}, "every": every}

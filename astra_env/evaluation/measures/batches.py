@@ -34,14 +34,56 @@ def ordered_batches(
 
 
 def shuffled_batches(
-    dataset: ImageDataset, batch_size: int, device: torch.device, generator: torch.Generator, *, augment: bool
+    dataset: ImageDataset,
+    batch_size: int,
+    device: torch.device,
+    generator: torch.Generator,
+    *,
+    augment: bool,
+    drop_last: bool = False,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield one epoch in the order of ``generator``, the last batch shorter; ``augment``: crop (padding 4) and flip."""
+    """Yield one epoch in the order of ``generator``; ``augment``: crop (padding 4) and flip.
+
+    The last batch is shorter; ``drop_last`` leaves it out, unless it is the only one.
+    """
     _check_batch_size(batch_size)
-    for rows in torch.randperm(len(dataset), generator=generator).split(batch_size):
-        images = dataset.gather(rows, device)
-        images = random_crop_flip(images, generator) if augment else to_unit(images)
+    order = torch.randperm(len(dataset), generator=generator)
+    for rows in order[: used_images(len(dataset), batch_size, drop_last)].split(batch_size):
+        images = _training_images(dataset, rows, device, generator, augment)
         yield images, dataset.labels[rows.to(dataset.labels.device)].to(device)
+
+
+def used_images(total: int, batch_size: int, drop_last: bool) -> int:
+    """Return how many of ``total`` images an epoch of :func:`shuffled_batches` shows."""
+    return total - total % batch_size if drop_last and total >= batch_size else total
+
+
+def paired_batches(
+    labelled: ImageDataset,
+    others: ImageDataset,
+    steps: int,
+    device: torch.device,
+    generator: torch.Generator,
+    *,
+    augment: bool,
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Yield one epoch over two data sets at once, in ``steps`` batches that each hold an equal share of both.
+
+    Yields (images float32 (n, 3, H, W) in [0, 1], rows of ``labelled`` (k,), rows of ``others`` (n - k,)): the first k
+    images are labelled ones. ``augment``: crop (padding 4) and flip.
+    """
+    orders = [torch.randperm(len(part), generator=generator).tensor_split(steps) for part in (labelled, others)]
+    for known, unknown in zip(*orders, strict=True):
+        pairs = ((labelled, known), (others, unknown))
+        images = [_training_images(part, rows, device, generator, augment) for part, rows in pairs]
+        yield torch.cat(images), known, unknown
+
+
+def _training_images(
+    dataset: ImageDataset, rows: Tensor, device: torch.device, generator: torch.Generator, augment: bool
+) -> Tensor:
+    images = dataset.gather(rows, device)
+    return random_crop_flip(images, generator) if augment else to_unit(images)
 
 
 def take(dataset: ImageDataset, max_images: int | None, seed: int = 0) -> ImageDataset:

@@ -74,7 +74,10 @@ def robust_accuracy(
 ) -> Accuracy:
     """Return the model's accuracy under PGD with a uniform random start in the ball (Madry et al. 2018).
 
-    An image counts as right only when no restart fools the model. ``epsilon=0`` is the clean accuracy.
+    An image counts as right only when no restart fools the model. ``epsilon=0`` is the clean accuracy. Deviation: the
+    start is clipped to the image box before the first forward; ACL, DynACL and ASTrA evaluate with the start as drawn.
+    Measured on digits (PGD-20, steps of 2/255, three fine-tuned networks, 360 images): the same accuracy at 8/255,
+    at most one image apart at 16/255 and two at 32/255.
 
     Args:
         model: maps images (N, 3, H, W) in [0, 1] to logits (N, K); used in eval mode and left as it was found.

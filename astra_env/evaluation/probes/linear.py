@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from astra_env.attacks import frozen, supervised_pgd
+from astra_env.attacks import frozen, supervised_attack
 from astra_env.data import ImageDataset
 from astra_env.errors import InputError
 from astra_env.evaluation.measures.accuracy import Accuracy
@@ -18,14 +18,19 @@ from astra_env.evaluation.measures.batches import (
     require_alike,
     require_labels,
     shuffled_batches,
+    used_images,
 )
 from astra_env.evaluation.measures.robustness import clean_accuracy, robust_accuracy
 from astra_env.evaluation.probes.classifier import EncoderClassifier, require_finite
 from astra_env.evaluation.probes.training_state import TrainingState, step_bar
+from astra_env.strategy import AttackStrategy
 
 MOMENTUM = 0.9
 DECAY_POINTS = (0.4, 0.8)
 """Fractions of the epochs after which the learning rate falls tenfold: 10 and 20 of 25."""
+
+UNCLIPPED = "uniform in the ball, not clipped to the image box"
+"""The start of the attack in ALF and in semi-supervised training."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +71,7 @@ def linear_probe(
     adversarial: bool = False,
     attack: TrainingAttack | None = None,
     decay_points: Sequence[float] = DECAY_POINTS,
+    drop_last: bool = False,
     seed: int = 0,
     device: torch.device | str | None = None,
     state_path: str | Path | None = None,
@@ -73,8 +79,9 @@ def linear_probe(
 ) -> EncoderClassifier:
     """Train a zero-initialised linear head on one branch of a frozen encoder (SLF; with ``adversarial``, ALF).
 
-    SGD with momentum .9, learning rate x.1 at 40 % and 80 % of the epochs (ACL 2020, ASTrA 2025). The encoder's weights
-    and statistics stay as they are; it is moved to ``device`` and comes back in eval mode, as part of the classifier.
+    SGD with momentum .9, learning rate x.1 at 40 % and 80 % of the epochs, loss in eval mode (DynACL 2023, ASTrA 2025:
+    ``test_LF.py``). The encoder's weights and statistics stay as they are; it is moved to ``device`` and comes back in
+    eval mode, as part of the classifier.
 
     Args:
         target: has ``embed(images[, branch])`` and ``embed_dim``.
@@ -90,6 +97,7 @@ def linear_probe(
         adversarial: train the head on PGD examples against the classifier as it is (ALF).
         attack: of ALF; default 10 steps of 2/255 in 8/255.
         decay_points: fractions of the epochs after which the learning rate falls tenfold.
+        drop_last: leave out the last batch of an epoch when it is not whole (LP-AFT).
         seed: of order, augmentation and attack.
         device: where to compute; default where the encoder is.
         state_path: checkpoint of the head written after every epoch over the images; training continues from it when
@@ -126,16 +134,19 @@ def linear_probe(
         "branch": branch,
         "adversarial": adversarial,
         "augment": augment,
+        **({"drop_last": True} if drop_last else {}),
+        **({"attack_start": UNCLIPPED} if adversarial else {}),
     }
     path = state_path if cached is None else None
     state = TrainingState(path, settings, classifier.head, optimizer, schedule, generator)
     first = state.restore()
-    with step_bar("linear probe", epochs, len(train), batch_size, first=first, progress=progress) as bar:
+    used = used_images(len(train), batch_size, drop_last)
+    with step_bar("linear probe", epochs, used, batch_size, first=first, progress=progress) as bar:
         for epoch in range(first, epochs):
             if cached is not None:
-                batches = _cached_batches(*cached, batch_size, generator)
+                batches = _cached_batches(*cached, batch_size, generator, used)
             else:
-                batches = _streamed_batches(classifier, train, batch_size, generator, augment, budget)
+                batches = _streamed_batches(classifier, train, batch_size, generator, augment, budget, drop_last)
             for features, labels in batches:
                 loss = F.cross_entropy(classifier.head(features), labels)
                 optimizer.zero_grad()
@@ -238,10 +249,10 @@ def measure_classifier(
 
 
 def _cached_batches(
-    features: Tensor, labels: Tensor, batch_size: int, generator: torch.Generator
+    features: Tensor, labels: Tensor, batch_size: int, generator: torch.Generator, used: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
     order = torch.randperm(len(features), generator=generator).to(features.device)
-    for rows in order.split(batch_size):
+    for rows in order[:used].split(batch_size):
         yield features[rows], labels[rows]
 
 
@@ -252,19 +263,25 @@ def _streamed_batches(
     generator: torch.Generator,
     augment: bool,
     attack: TrainingAttack | None,
+    drop_last: bool,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    for images, labels in shuffled_batches(train, batch_size, device_of(classifier), generator, augment=augment):
+    place = device_of(classifier)
+    for images, labels in shuffled_batches(train, batch_size, place, generator, augment=augment, drop_last=drop_last):
         if attack is not None:
-            images = supervised_pgd(
-                classifier,
-                images,
-                labels,
-                epsilon=attack.epsilon,
-                step_size=attack.step_size,
-                steps=attack.steps,
-                generator=generator,
-            )
+            images = label_attack(classifier, images, labels, attack, generator)
         with frozen(classifier), torch.no_grad():
             features = classifier.embed(images)
         require_finite(features, "encoder features")
         yield features, labels
+
+
+def label_attack(
+    classifier: nn.Module, images: Tensor, labels: Tensor, attack: TrainingAttack, generator: torch.Generator
+) -> Tensor:
+    """Return images (N, 3, H, W) that raise the cross-entropy of ``labels`` (N,): the attack of ALF's training.
+
+    Eval mode; the start is uniform in the ball and not clipped to the image box before the first forward
+    (``pgd_attack`` of ACL, DynACL and ASTrA).
+    """
+    budget = AttackStrategy.repeated(len(images), attack.epsilon, attack.steps, attack.step_size, images.device)
+    return supervised_attack(classifier, images, labels, budget, generator=generator, clip_start=False).adversarial

@@ -2,6 +2,16 @@
 
 No labels are used: k-means clusters of the clean branch's embeddings stand in for classes. What comes out is an encoder
 again, to be evaluated as any other.
+
+The published code has two scripts. Both train the adversarial route alone: the head on it, then CE and KL on it. They
+differ in what remains:
+
+- ``branches="adv"`` (``LPAFT.py``, for SLF and ALF): the adversarial route as a network with single norms.
+- ``branches="both"`` (``LPAFT_AFF.py``, for AFF and semi-supervised training): the network with both branches;
+  the clean norms stay what they were in pre-training, over convolutions that have moved.
+
+``LPAFT_AFF.py`` calls the two-branch loss, but with ``natural_mode='pgd'``: natural images go through the adversarial
+branch, so it is the single-route loss. CE on the clean branch comes only later, in AFF itself.
 """
 
 from dataclasses import dataclass, replace
@@ -17,15 +27,20 @@ from astra_env.errors import ConfigError
 from astra_env.evaluation.probes.classifier import EncoderClassifier
 from astra_env.evaluation.probes.finetuning import finetune
 from astra_env.evaluation.probes.linear import TrainingAttack, extract_features, linear_probe
+from astra_env.evaluation.probes.single_route import single_route
 
 DECAY_POINTS = (0.4, 0.8)
 """Fractions of the fine-tuning after which its learning rate falls tenfold: epochs 10 and 20 of 25."""
+
+BRANCHES_KEPT = ("adv", "both")
 
 
 @dataclass
 class LPAFTConfig:
     """How an encoder is post-processed; the defaults are the published ones for CIFAR-10."""
 
+    branches: str = "adv"
+    """BatchNorm branches of the result: adv, single norms, for slf and alf; both, for aff and semi_supervised."""
     clusters: int = 10
     """Number of k-means clusters: of pseudo-classes."""
     probe_epochs: int = 10
@@ -61,6 +76,8 @@ class LPAFTConfig:
 
     def validate(self) -> None:
         """Raise ConfigError naming the first field whose value cannot be used."""
+        if self.branches not in BRANCHES_KEPT:
+            raise ConfigError(f"branches: expected one of {', '.join(BRANCHES_KEPT)}, got {self.branches!r}")
         for name, least in (
             ("clusters", 2),
             ("probe_epochs", 1),
@@ -100,6 +117,10 @@ def lp_aft(
 ) -> nn.Module:
     """Cluster, probe, fine-tune; returns a new encoder on ``device``, in eval mode; ``encoder`` keeps its weights.
 
+    Which branches it has is ``config.branches``; an encoder without branches stays one. The head is trained in eval
+    mode at a constant rate; the fine-tuning is TRADES on the adversarial route. Incomplete batches are left out.
+    Deviation: k-means is scikit-learn's, above 10,000 images on minibatches, where the authors use kmeans-pytorch.
+
     Args:
         encoder: has ``embed(images, branch)`` and ``embed_dim``.
         images: labels, if there are any, are not looked at.
@@ -119,6 +140,7 @@ def lp_aft(
         "weight_decay": config.weight_decay,
         "batch_size": config.batch_size,
         "augment": config.augment,
+        "drop_last": True,
         "seed": config.seed,
         "device": place,
         "progress": progress,
@@ -140,9 +162,10 @@ def lp_aft(
         beta=config.beta,
         attack=TrainingAttack(steps=config.attack_steps),
         decay_points=DECAY_POINTS,
+        natural_branch="adv",
         head=probed.head,
         state_path=state_path,
         **common,
     )
     found: nn.Module = tuned.encoder
-    return found.eval()
+    return (single_route(found) if config.branches == "adv" else found).eval()
