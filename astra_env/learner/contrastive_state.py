@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from astra_env.errors import CheckpointError
 from astra_env.models import load_official
@@ -16,8 +16,8 @@ from astra_env.storage.state import (
     require_tensors,
 )
 
-if TYPE_CHECKING:
-    from astra_env.learner.contrastive import ContrastiveLearner
+ContrastiveLearner = Any
+"""The learner; its class calls this module, which therefore does not import it."""
 
 PARTS = (
     "target", "optimizer", "step", "learning_rate_scale", "sampler", "view_generator", "attack_generator",
@@ -26,7 +26,7 @@ PARTS = (
 """What a state must hold."""
 
 
-def check_state(learner: "ContrastiveLearner", state: Mapping[str, Any]) -> None:
+def check_state(learner: ContrastiveLearner, state: Mapping[str, Any]) -> None:
     """Raise CheckpointError for what loading alone would not notice."""
     for name in PARTS:
         if name not in state:
@@ -41,7 +41,7 @@ def check_state(learner: "ContrastiveLearner", state: Mapping[str, Any]) -> None
     learner.objective.check_state(require_mapping("objective", state["objective"]))
 
 
-def take_state(learner: "ContrastiveLearner", state: Mapping[str, Any]) -> None:
+def take_state(learner: ContrastiveLearner, state: Mapping[str, Any]) -> None:
     """Put a state that :func:`check_state` accepted into ``learner``."""
     load_official(learner.target, state["target"])
     learner.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))

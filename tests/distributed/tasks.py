@@ -20,10 +20,10 @@ from astra_env.data import load_dataset
 from astra_env.distributed import SharedRun, World
 from astra_env.envs import InstanceAttackStrategyVectorEnv
 from astra_env.errors import AstraError
-from astra_env.evaluation import batches, robustness
 from astra_env.evaluation.campaign.config import EvaluationConfig
 from astra_env.evaluation.campaign.results import read_results
 from astra_env.evaluation.campaign.runner import evaluate
+from astra_env.evaluation.measures import batches, robustness
 from astra_env.evaluation.measures.curves import noise_curve
 from astra_env.evaluation.measures.robustness import clean_accuracy, robust_accuracy
 from astra_env.learner.contrastive import ContrastiveLearner
