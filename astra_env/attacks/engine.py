@@ -64,12 +64,13 @@ def perturb(
     final_outputs: bool = False,
     world: World = ALONE,
     chunks: int = 1,
+    clip_start: bool = True,
 ) -> AttackResult:
     """Move each image up the gradient of ``objective`` for its own number of steps.
 
     One step is ``delta += step_size * direction(gradient)``, projected to the ball of radius epsilon, then to the
-    image box. Images of zero steps stay at their start, projected to their ball. Waits for the device once, to learn
-    the step counts.
+    image box. Images of zero steps stay at their start, projected to their ball and the box. Waits for the device once,
+    to learn the step counts.
 
     Args:
         forward: maps images (n, C, H, W) of any n to outputs (n, D), independently per image.
@@ -77,11 +78,13 @@ def perturb(
         strategy: N budgets on the images' device.
         objective: what to maximise, of outputs (N, D) in the batch's order.
         norm: the ball's norm.
-        delta: start of the perturbation, like ``images``; clipped to the image box first.
+        delta: start of the perturbation, like ``images``.
         final_outputs: also return the outputs at the final position (one more forward per image).
         world: the ranks over which the batch is spread; a joint objective sees the outputs of all of them, and all go
             through as many iterations as the slowest. The result is about this rank's images.
         chunks: take gradients in so many parts of the batch, when memory holds no more (one more forward a step).
+        clip_start: clip the start to the image box before the first forward (ASTrA, RoCL, ReBAT); otherwise the network
+            first sees ``images + delta`` as it is, outside [0, 1] too (ACL, DynACL, DeACL, TRADES, MART).
 
     Raises:
         InputError: when strategy and images differ in number.
@@ -93,7 +96,7 @@ def perturb(
     epsilon, step_size = (
         schedule.sort(t).view(-1, 1, 1, 1).to(images.dtype) for t in (strategy.epsilon, strategy.step_size)
     )
-    delta = _into_box(images, delta)
+    delta = _into_box(images, delta) if clip_start else delta.clone()
     idle = schedule.moving(0)
     delta[idle:] = _into_box(images[idle:], norm.project(delta[idle:], epsilon[idle:]))
     cache = _OutputCache(forward, schedule, needed=final_outputs or objective.joint)

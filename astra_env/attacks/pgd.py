@@ -72,6 +72,7 @@ def contrastive_attack(
     final_outputs: bool = True,
     world: World = ALONE,
     chunks: int = 1,
+    clip_start: bool = True,
 ) -> AttackResult:
     """Do what :func:`contrastive_pgd` does and also return the features of the adversarial views.
 
@@ -84,6 +85,7 @@ def contrastive_attack(
         world: the ranks over which the batch is spread: ``views``, ``strategy``, ``init`` and the result are this
             rank's part, ``generator`` is every rank's alike, and NT-Xent is that of all views.
         chunks: as in the engine.
+        clip_start: as in the engine.
     """
     ball = get_norm(norm)
     delta = init if init is not None else world.own(ball.uniform(world.whole(views), START_RADIUS, generator))
@@ -105,6 +107,7 @@ def contrastive_attack(
             final_outputs=final_outputs,
             world=world,
             chunks=chunks,
+            clip_start=clip_start,
         )
 
 
@@ -178,6 +181,7 @@ def supervised_attack(
     final_outputs: bool = False,
     world: World = ALONE,
     groups: int = 1,
+    clip_start: bool = True,
 ) -> AttackResult:
     """Do what :func:`supervised_pgd` does with a budget of its own for every image; returns all the attack knows.
 
@@ -186,6 +190,7 @@ def supervised_attack(
         final_outputs: also return the logits at the final position (one more forward per image).
         world: the ranks over which a batch is spread; ``images`` are this rank's, the start is drawn for all.
         groups: the batch is so many batches, one behind the other, each spread alike (:meth:`World.own`).
+        clip_start: as in the engine.
     """
     ball = get_norm(norm)
     call = forward if forward is not None else model
@@ -198,7 +203,9 @@ def supervised_attack(
     goal = objective if objective is not None else CrossEntropy(labels)
     delta = init if init is not None else _start(ball, images, strategy.epsilon, generator, world, groups)
     with frozen(model):
-        return perturb(run, images, strategy, goal, norm=ball, delta=delta, final_outputs=final_outputs)
+        return perturb(
+            run, images, strategy, goal, norm=ball, delta=delta, final_outputs=final_outputs, clip_start=clip_start
+        )
 
 
 def _start(
