@@ -10,7 +10,7 @@ from astra_env.errors import CheckpointError, DataError
 
 
 class BatchSampler(Iterator[Tensor]):
-    """Endless shuffled batches; the last incomplete batch of an epoch is dropped.
+    """Endless shuffled batches; the last incomplete batch of an epoch is dropped, or kept.
 
     The permutation of an epoch depends on ``(seed, epoch)`` alone, so the whole state is the epoch and the position
     in it.
@@ -19,12 +19,13 @@ class BatchSampler(Iterator[Tensor]):
         num_items: images to draw from.
         batch_size: indices per batch.
         seed: any integer; equal seeds give equal batches on every machine.
+        drop_last: leave out the images of an epoch that do not fill a batch; False to give them as a smaller one.
 
     Raises:
         DataError: when ``batch_size`` is less than 1 or more than ``num_items``.
     """
 
-    def __init__(self, num_items: int, batch_size: int, seed: int) -> None:
+    def __init__(self, num_items: int, batch_size: int, seed: int, *, drop_last: bool = True) -> None:
         if batch_size < 1:
             raise DataError(f"learner.batch_size: expected at least 1, got {batch_size}")
         if num_items < batch_size:
@@ -35,17 +36,19 @@ class BatchSampler(Iterator[Tensor]):
         self.num_items = num_items
         self.batch_size = batch_size
         self.seed = seed
+        self.drop_last = drop_last
         self._epoch = 0
         self._position = 0
         self._order = self._permutation(0)
 
     @property
     def steps_per_epoch(self) -> int:
-        """Whole batches in one pass over the images."""
-        return self.num_items // self.batch_size
+        """Batches in one pass over the images."""
+        whole, rest = divmod(self.num_items, self.batch_size)
+        return whole + (rest > 0 and not self.drop_last)
 
     def __next__(self) -> Tensor:
-        """Return the next int64 ``(batch_size,)`` indices, on the CPU."""
+        """Return the next int64 ``(batch_size,)`` indices, on the CPU; fewer when an incomplete batch is kept."""
         if self._position == self.steps_per_epoch:
             self._epoch, self._position = self._epoch + 1, 0
             self._order = self._permutation(self._epoch)

@@ -20,18 +20,30 @@ def test_an_epoch_shows_no_image_twice_and_drops_the_incomplete_batch() -> None:
         assert epoch.max() < 10
 
 
+def test_an_incomplete_batch_can_be_kept_and_then_an_epoch_shows_every_image_once() -> None:
+    sampler, dropping = BatchSampler(10, 3, seed=0, drop_last=False), BatchSampler(10, 3, seed=0)
+    assert sampler.steps_per_epoch == 4
+    for _ in range(3):
+        batches = [next(sampler) for _ in range(4)]
+        assert [len(batch) for batch in batches] == [3, 3, 3, 1]
+        assert sorted(torch.cat(batches).tolist()) == list(range(10))
+        assert all(torch.equal(batch, next(dropping)) for batch in batches[:3])
+    assert BatchSampler(9, 3, seed=0, drop_last=False).steps_per_epoch == 3
+
+
 @given(
     st.integers(1, 40).flatmap(lambda n: st.tuples(st.just(n), st.integers(1, n))),
     st.integers(-5, 2**40),
     st.integers(0, 30),
+    st.booleans(),
 )
 def test_a_loaded_state_continues_with_the_very_batches_that_were_next(
-    sizes: tuple[int, int], seed: int, steps: int
+    sizes: tuple[int, int], seed: int, steps: int, drop_last: bool
 ) -> None:
-    original = BatchSampler(*sizes, seed=seed)
+    original = BatchSampler(*sizes, seed=seed, drop_last=drop_last)
     for _ in range(steps):
         next(original)
-    resumed = BatchSampler(*sizes, seed=seed)
+    resumed = BatchSampler(*sizes, seed=seed, drop_last=drop_last)
     resumed.load_state_dict(original.state_dict())
     for _ in range(2 * original.steps_per_epoch + 1):
         assert torch.equal(next(original), next(resumed))
