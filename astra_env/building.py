@@ -11,9 +11,13 @@ from astra_env.compute import memory_order
 from astra_env.config.schema import DataConfig, ExperimentConfig, LearnerConfig, TargetConfig
 from astra_env.data import ImageDataset, label_fraction, load_dataset
 from astra_env.errors import ConfigError
-from astra_env.models import Target, target_resnet18, target_vit
+from astra_env.models import NORMALIZATIONS, Target, target_resnet18, target_vit
+from astra_env.models.layers import ChannelStatistics
 from astra_env.optim import LARS
 from astra_env.randomness import generator
+
+IDENTITY: ChannelStatistics = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+"""No normalisation, but said in the network's state: a checkpoint tells how its inputs are normalised."""
 
 
 def build_target(config: TargetConfig, seed: int, device: torch.device, channels_last: bool = False) -> Target:
@@ -26,11 +30,14 @@ def build_target(config: TargetConfig, seed: int, device: torch.device, channels
         channels_last: keep it in that order, if it may be (:func:`astra_env.compute.memory_order`).
     """
     sizes: dict[str, Any] = {"width": config.width, "feature_dim": config.feature_dim, "hidden_dim": config.hidden_dim}
+    sizes["normalize"] = NORMALIZATIONS[config.normalize] or IDENTITY
     source = generator(seed, "target")
     if config.backbone == "vit":
         target: Target = target_vit(depth=config.depth, patch_size=config.patch_size, generator=source, **sizes)
     else:
-        target = target_resnet18(blocks=config.blocks, stem=config.stem, norm=config.norm, generator=source, **sizes)
+        target = target_resnet18(
+            blocks=config.blocks, stem=config.stem, norm=config.norm, head=config.head, generator=source, **sizes
+        )
     target = target.to(device)
     order = memory_order(target, device, channels_last=channels_last)
     return target.to(memory_format=order)  # type: ignore[call-overload]
@@ -70,6 +77,8 @@ def build_augment(config: ExperimentConfig, native_size: int) -> SimCLRAugment:
         jitter=options.jitter,
         jitter_probability=options.jitter_probability,
         grayscale_probability=options.grayscale_probability,
+        interpolation=options.interpolation,
+        color_first=options.color_first,
     )
 
 

@@ -14,7 +14,9 @@ def interleave(first: Tensor, second: Tensor) -> Tensor:
     return torch.stack((first, second), dim=1).flatten(0, 1)
 
 
-def nt_xent(features: Tensor, temperature: float = 0.5, reduction: str = "mean") -> Tensor:
+def nt_xent(
+    features: Tensor, temperature: float = 0.5, reduction: str = "mean", *, detach_keys: bool = False
+) -> Tensor:
     """Normalised temperature-scaled cross-entropy (SimCLR, Chen et al. 2020, equation 1).
 
     Each row's loss is ``-log(exp(s_pos / t) / sum over all other rows exp(s / t))`` with cosine similarities ``s``;
@@ -24,6 +26,7 @@ def nt_xent(features: Tensor, temperature: float = 0.5, reduction: str = "mean")
         features: (2B, D) float; rows 2k and 2k+1 are the two views of image k.
         temperature: t > 0.
         reduction: "mean" -> scalar, "sum" -> scalar, "none" -> (2B,).
+        detach_keys: hold the second factor of every similarity constant in the gradient (RoCL).
 
     Raises:
         InputError: for an odd number of rows, fewer than four, or an unknown reduction.
@@ -31,8 +34,7 @@ def nt_xent(features: Tensor, temperature: float = 0.5, reduction: str = "mean")
     rows = features.shape[0]
     if features.dim() != 2 or rows % 2 or rows < 4:
         raise InputError(f"nt_xent: expected features (2B, D) with B >= 2, got shape {tuple(features.shape)}")
-    normalised = F.normalize(features, dim=1)
-    similarity = normalised @ normalised.T / temperature
+    similarity = _similarity(features, temperature, detach_keys)
     itself = torch.eye(rows, dtype=torch.bool, device=features.device)
     partner = torch.arange(rows, device=features.device) ^ 1
     losses = F.cross_entropy(similarity.masked_fill(itself, float("-inf")), partner, reduction="none")
@@ -53,7 +55,9 @@ def mixed_nt_xent(
     return nt_xent(interleave(clean_features, adv_features), temperature, reduction)
 
 
-def multi_view_nt_xent(features: Tensor, temperature: float = 0.5, positives: str = "mean") -> Tensor:
+def multi_view_nt_xent(
+    features: Tensor, temperature: float = 0.5, positives: str = "mean", *, detach_keys: bool = False
+) -> Tensor:
     """NT-Xent with more than one positive: every other view of an anchor's image (RoCL 2020, AdvCL 2021).
 
     ``-log(exp(s_p / t) / sum over all other rows exp(s / t))`` for every positive p of an anchor, summed (RoCL) or
@@ -63,6 +67,7 @@ def multi_view_nt_xent(features: Tensor, temperature: float = 0.5, positives: st
         features: (B, V, D) float; V views of every image.
         temperature: t > 0.
         positives: "mean" or "sum".
+        detach_keys: as in :func:`nt_xent`.
 
     Returns:
         A scalar.
@@ -77,8 +82,7 @@ def multi_view_nt_xent(features: Tensor, temperature: float = 0.5, positives: st
     if positives not in ("mean", "sum"):
         raise InputError(f"positives: expected 'mean' or 'sum', got {positives!r}")
     images, views = features.shape[:2]
-    normalised = F.normalize(features.flatten(0, 1), dim=1)
-    similarity = normalised @ normalised.T / temperature
+    similarity = _similarity(features.flatten(0, 1), temperature, detach_keys)
     itself = torch.eye(images * views, dtype=torch.bool, device=features.device)
     losses = -similarity.masked_fill(itself, float("-inf")).log_softmax(1)
     image = torch.arange(images, device=features.device).repeat_interleave(views)
@@ -122,6 +126,13 @@ def uniformity(features: Tensor, t: float = 2.0) -> Tensor:
     rows = features.shape[0]
     itself = torch.eye(rows, dtype=torch.bool, device=features.device)
     return (-t * squared).masked_fill(itself, float("-inf")).logsumexp((0, 1)) - math.log(rows * (rows - 1))
+
+
+def _similarity(features: Tensor, temperature: float, detach_keys: bool) -> Tensor:
+    """Return the cosines of all rows (N, D), over temperature: queries are rows, keys are columns."""
+    queries = F.normalize(features, dim=1)
+    keys = queries.detach() if detach_keys else queries
+    return queries @ keys.T / temperature
 
 
 def _reduce(losses: Tensor, reduction: str) -> Tensor:

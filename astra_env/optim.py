@@ -86,5 +86,22 @@ def warmup_cosine(step: int, total_steps: int, warmup_steps: int, final_factor: 
     """
     if step < warmup_steps:
         return step / warmup_steps
-    progress = min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))
-    return final_factor + (1 - final_factor) * 0.5 * (1 + math.cos(math.pi * progress))
+    return _half_cosine((step - warmup_steps) / max(1, total_steps - warmup_steps), final_factor)
+
+
+def epochwise_warmup_cosine(epoch: int, epochs: float, warmup_epochs: float, final_factor: float) -> float:
+    """Return the learning-rate factor of one whole epoch: linear warm-up that ends at 1, then half a cosine (DynACL).
+
+    Args:
+        epoch: 0-based epoch; with a warm-up of 10 epochs, the factors of the first are .1, .2, ..., 1, 1.
+        epochs: length of the training.
+        warmup_epochs: length of the warm-up; 0 for none.
+        final_factor: the factor that the cosine approaches at ``epochs``.
+    """
+    if epoch < warmup_epochs:
+        return min(1.0, (epoch + 1) / warmup_epochs)
+    return _half_cosine((epoch - warmup_epochs) / max(1, epochs - warmup_epochs), final_factor)
+
+
+def _half_cosine(progress: float, final_factor: float) -> float:
+    return final_factor + (1 - final_factor) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))

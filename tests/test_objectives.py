@@ -224,7 +224,7 @@ def test_advcl_joins_four_views_and_predicts_pseudo_labels():
         right = logits[np.arange(4), labels[rows].numpy()]
         entropies.append(np.mean(np.log(np.exp(logits).sum(1)) - right))
     loss = objective(encode, Batch(clean, rows), adv).total.item()
-    assert loss == pytest.approx(expected + 0.2 * np.mean(entropies), rel=1e-5)
+    assert loss == pytest.approx(0.5 / 0.07 * expected + 0.2 * np.mean(entropies), rel=1e-5)
 
 
 def test_advcl_attacks_one_view_against_the_contrast_and_the_other_against_its_labels():
@@ -408,7 +408,7 @@ def test_the_published_settings_are_a_preset_whose_attack_is_on_its_grids(name):
     config = load_config(ExperimentConfig, name)
     space = StrategySpace(config.strategy.epsilon, config.strategy.steps, config.strategy.step_size)
     attack = space.decode(agents.make("fixed", context=agents.Context(space), **config.policy_args).action)
-    steps, step_size = {"rocl": (7, 0.007)}.get(name, (5, 2 / 255))
+    epsilon, steps, step_size = {"rocl": (0.0314, 7, 0.007)}.get(name, (8 / 255, 5, 2 / 255))
     assert (config.learner.objective, config.policy) == (name, "fixed")
     assert int(attack.steps) == steps
-    assert (float(attack.epsilon), float(attack.step_size)) == pytest.approx((8 / 255, step_size), rel=1e-6)
+    assert (float(attack.epsilon), float(attack.step_size)) == pytest.approx((epsilon, step_size), rel=1e-6)

@@ -37,18 +37,23 @@ class AttackResult:
 
 
 @contextmanager
-def frozen(model: nn.Module) -> Iterator[None]:
-    """Hold ``model`` in eval mode without parameter gradients; restore every module's mode and flag on the way out."""
+def frozen(model: nn.Module, mode: str = "eval") -> Iterator[None]:
+    """Hold ``model`` in one mode without parameter gradients; restore every module's mode and flag on the way out.
+
+    Args:
+        model: the network.
+        mode: "eval" or "train"; in training mode BatchNorms normalise by the batch, and their running statistics move.
+    """
     modes = [(module, module.training) for module in model.modules()]
     flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    model.eval()
+    model.train(mode == "train")
     try:
         for parameter, _ in flags:
             parameter.requires_grad_(False)
         yield
     finally:
-        for module, mode in modes:
-            module.training = mode
+        for module, training in modes:
+            module.training = training
         for parameter, flag in flags:
             parameter.requires_grad_(flag)
 
@@ -65,6 +70,7 @@ def perturb(
     world: World = ALONE,
     chunks: int = 1,
     clip_start: bool = True,
+    whole_batch: bool = False,
 ) -> AttackResult:
     """Move each image up the gradient of ``objective`` for its own number of steps.
 
@@ -73,7 +79,7 @@ def perturb(
     to learn the step counts.
 
     Args:
-        forward: maps images (n, C, H, W) of any n to outputs (n, D), independently per image.
+        forward: maps images (n, C, H, W) of any n to outputs (n, D), independently per image unless ``whole_batch``.
         images: (N, C, H, W) float in [0, 1].
         strategy: N budgets on the images' device.
         objective: what to maximise, of outputs (N, D) in the batch's order.
@@ -85,18 +91,25 @@ def perturb(
         chunks: take gradients in so many parts of the batch, when memory holds no more (one more forward a step).
         clip_start: clip the start to the image box before the first forward (ASTrA, RoCL, ReBAT); otherwise the network
             first sees ``images + delta`` as it is, outside [0, 1] too (ACL, DynACL, DeACL, TRADES, MART).
+        whole_batch: ``forward`` always gets all images in their order, finished ones too: for networks in training
+            mode, whose outputs depend on the whole batch, and for a ``forward`` that treats rows differently.
 
     Raises:
-        InputError: when strategy and images differ in number.
+        InputError: when strategy and images differ in number, or a whole batch is to be worked off in chunks.
     """
     if len(strategy) != len(images):
         raise InputError(f"strategy: expected one entry per image ({len(images)}), got {len(strategy)}")
+    if whole_batch and chunks > 1:
+        raise InputError(f"chunks: expected 1 for a forward that needs the whole batch, got {chunks}")
+    delta = _into_box(images, delta) if clip_start else delta
+    if whole_batch:
+        return _perturb_whole(forward, images, strategy, objective, norm, delta, final_outputs, world)
     schedule = _Schedule(strategy.steps)
     images, delta = schedule.sort(images), schedule.sort(delta)
     epsilon, step_size = (
         schedule.sort(t).view(-1, 1, 1, 1).to(images.dtype) for t in (strategy.epsilon, strategy.step_size)
     )
-    delta = _into_box(images, delta) if clip_start else delta.clone()
+    delta = delta.clone()
     idle = schedule.moving(0)
     delta[idle:] = _into_box(images[idle:], norm.project(delta[idle:], epsilon[idle:]))
     cache = _OutputCache(forward, schedule, needed=final_outputs or objective.joint)
@@ -124,6 +137,38 @@ def perturb(
         cache.store(images, delta, 0, before)
     outputs = schedule.restore(cache.outputs) if final_outputs and cache.outputs is not None else None
     return AttackResult(schedule.restore((images + delta).clamp_(0, 1)), outputs, zero_share)
+
+
+def _perturb_whole(
+    forward: Callable[[Tensor], Tensor],
+    images: Tensor,
+    strategy: AttackStrategy,
+    objective: Objective,
+    norm: Norm,
+    delta: Tensor,
+    final_outputs: bool,
+    world: World,
+) -> AttackResult:
+    """Do what :func:`perturb` does, but forward every image at every step, in the batch's order."""
+    epsilon, step_size = (t.view(-1, 1, 1, 1).to(images.dtype) for t in (strategy.epsilon, strategy.step_size))
+    steps = strategy.steps.view(-1, 1, 1, 1)
+    most = int(strategy.steps.max())
+    delta = torch.where(steps > 0, delta, _into_box(images, norm.project(delta, epsilon)))
+
+    def value(outputs: Tensor) -> Tensor:
+        return objective(world.join(outputs) if objective.joint else outputs)
+
+    zero_share = None
+    for iteration in range(world.maximum(most) if objective.joint else most):
+        gradient = _gradient(forward, value, images + delta, 1)
+        if iteration == 0 and most > 0:
+            zero_share = (gradient.flatten(1).abs().amax(1) == 0)[strategy.steps > 0].float().mean()
+        moved = _into_box(images, norm.project(delta + step_size * norm.direction(gradient), epsilon))
+        delta = torch.where(steps > iteration, moved, delta)
+    adversarial = (images + delta).clamp_(0, 1)
+    with torch.no_grad():
+        outputs = forward(adversarial) if final_outputs else None
+    return AttackResult(adversarial, outputs, zero_share)
 
 
 def _gradient(

@@ -24,14 +24,15 @@ class Objective(Protocol):
 
 @dataclass(frozen=True)
 class Contrastive:
-    """NT-Xent of the batch: pushes the two views of an image apart (RoCL, ACL, ASTrA)."""
+    """NT-Xent of the batch: pushes the two views of an image apart (ACL, ASTrA; with constant keys RoCL)."""
 
     temperature: float = 0.5
+    detach_keys: bool = False
     joint: ClassVar[bool] = True
 
     def __call__(self, outputs: Tensor) -> Tensor:
         """Return NT-Xent of features (2B, D)."""
-        return nt_xent(outputs, self.temperature)
+        return nt_xent(outputs, self.temperature, detach_keys=self.detach_keys)
 
 
 @dataclass(frozen=True, eq=False)

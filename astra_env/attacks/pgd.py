@@ -1,6 +1,7 @@
 """Projected gradient descent attacks over the engine: contrastive and supervised."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +10,7 @@ from astra_env.attacks.engine import AttackResult, frozen, perturb
 from astra_env.attacks.norms import Norm, get_norm
 from astra_env.attacks.objectives import Contrastive, CrossEntropy, Objective
 from astra_env.distributed import ALONE, World
+from astra_env.errors import InputError
 from astra_env.strategy import AttackStrategy, check_pixel_units
 
 START_RADIUS = 8 / 255
@@ -73,6 +75,8 @@ def contrastive_attack(
     world: World = ALONE,
     chunks: int = 1,
     clip_start: bool = True,
+    attack_mode: str = "eval",
+    whole_batch: bool = False,
 ) -> AttackResult:
     """Do what :func:`contrastive_pgd` does and also return the features of the adversarial views.
 
@@ -86,7 +90,15 @@ def contrastive_attack(
             rank's part, ``generator`` is every rank's alike, and NT-Xent is that of all views.
         chunks: as in the engine.
         clip_start: as in the engine.
+        attack_mode: mode of the encoder, "eval" or "train" (AdvCL). In training mode every step forwards the whole
+            batch and BatchNorms' running statistics move; the final features are those of eval mode all the same.
+        whole_batch: as in the engine.
+
+    Raises:
+        InputError: for another mode.
     """
+    if attack_mode not in ("eval", "train"):
+        raise InputError(f"attack_mode: expected 'eval' or 'train', got {attack_mode!r}")
     ball = get_norm(norm)
     delta = init if init is not None else world.own(ball.uniform(world.whole(views), START_RADIUS, generator))
 
@@ -96,19 +108,25 @@ def contrastive_attack(
         return features.to(images.dtype)
 
     goal = objective if objective is not None else Contrastive(temperature)
-    with frozen(encoder):
-        return perturb(
+    training = attack_mode == "train"
+    with frozen(encoder, attack_mode):
+        attack = perturb(
             encode,
             views,
             strategy,
             goal,
             norm=ball,
             delta=delta,
-            final_outputs=final_outputs,
+            final_outputs=final_outputs and not training,
             world=world,
             chunks=chunks,
             clip_start=clip_start,
+            whole_batch=whole_batch or training,
         )
+    if not (final_outputs and training):
+        return attack
+    with frozen(encoder), torch.no_grad():
+        return replace(attack, outputs=encode(attack.adversarial))
 
 
 def supervised_pgd(

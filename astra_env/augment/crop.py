@@ -1,4 +1,4 @@
-"""Random resized crops of a whole batch: torchvision's sampling, PIL's antialiased bicubic, two batched matmuls."""
+"""Random resized crops of a whole batch: torchvision's sampling, PIL's antialiased filters, two batched matmuls."""
 
 import math
 
@@ -59,8 +59,10 @@ def _largest_crop(height: int, width: int, ratio: tuple[float, float]) -> tuple[
     return height, width
 
 
-def interpolation_matrix(start: Tensor, length: Tensor, reverse: Tensor, inputs: int, outputs: int) -> Tensor:
-    """Weights that resample one axis of a crop with PIL's antialiased bicubic filter (a = -1/2).
+def interpolation_matrix(
+    start: Tensor, length: Tensor, reverse: Tensor, inputs: int, outputs: int, interpolation: str = "bicubic"
+) -> Tensor:
+    """Weights that resample one axis of a crop with one of PIL's antialiased filters.
 
     Args:
         start: float (N,), first pixel of the crop on this axis.
@@ -68,6 +70,7 @@ def interpolation_matrix(start: Tensor, length: Tensor, reverse: Tensor, inputs:
         reverse: float (N,), 1 to mirror the output, 0 to leave it.
         inputs: pixels of the whole image on this axis.
         outputs: pixels wanted.
+        interpolation: "bicubic" (Keys' kernel with a = -1/2) or "bilinear".
 
     Returns:
         float32 (N, outputs, inputs); rows sum to 1 and are 0 outside the crop.
@@ -82,7 +85,7 @@ def interpolation_matrix(start: Tensor, length: Tensor, reverse: Tensor, inputs:
     inside = (pixel > 0) & (pixel < length.view(-1, 1, 1))
 
     distance = (pixel / stretch - (output + 0.5) * (scale / stretch)).abs_()
-    weights = _cubic(distance).mul_(inside)
+    weights = (_cubic(distance) if interpolation == "bicubic" else _triangle(distance)).mul_(inside)
     return weights.div_(weights.sum(dim=2, keepdim=True))
 
 
@@ -94,16 +97,21 @@ def _cubic(distance: Tensor) -> Tensor:
     return kernel.add_((1 - 2 * inner).mul_(inner).mul_(inner))
 
 
-def resized_crops(images: Tensor, boxes: Tensor, mirrored: Tensor, size: int) -> Tensor:
+def _triangle(distance: Tensor) -> Tensor:
+    return distance.neg_().add_(1).clamp_(min=0)
+
+
+def resized_crops(images: Tensor, boxes: Tensor, mirrored: Tensor, size: int, interpolation: str = "bicubic") -> Tensor:
     """Cut V boxes out of every image, resize them to ``size`` and mirror the chosen ones, as PIL would.
 
     PIL filters rows before columns and keeps 8 bits in between; so does this, hence equal up to rounding ties.
 
     Args:
-        images: uint8 (B, 3, H, W).
+        images: uint8 (B, 3, H, W), or float of whole levels 0 to 255.
         boxes: int64 (V*B, 4) on the CPU: top, left, height, width; box r belongs to image r // V.
         mirrored: bool (V*B,) on the CPU.
         size: height and width of the result, in pixels.
+        interpolation: "bicubic" or "bilinear".
 
     Returns:
         float32 (V*B, 3, size, size), integers from 0 to 255, on the images' device.
@@ -113,8 +121,8 @@ def resized_crops(images: Tensor, boxes: Tensor, mirrored: Tensor, size: int) ->
     top, left, crop_height, crop_width, reverse = parameters.unbind(1)
     # Under autocast the matmuls would keep 8 significant bits of the pixels.
     with torch.autocast(images.device.type, enabled=False):
-        columns = interpolation_matrix(left, crop_width, reverse, width, size)
-        rows = interpolation_matrix(top, crop_height, torch.zeros_like(reverse), height, size)
+        columns = interpolation_matrix(left, crop_width, reverse, width, size, interpolation)
+        rows = interpolation_matrix(top, crop_height, torch.zeros_like(reverse), height, size, interpolation)
         levels = images.float().reshape(batch, channels * height, width)
         levels = _to_levels(torch.bmm(levels, columns.view(batch, -1, width).transpose(1, 2)))
         levels = levels.view(batch, channels, height, -1, size).permute(0, 3, 1, 2, 4)

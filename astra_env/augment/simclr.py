@@ -29,6 +29,8 @@ class SimCLRAugment:
         jitter: strength of brightness, contrast, saturation (factors 1 +- strength) and hue (+- turns, at most 0.5).
         jitter_probability: of jittering a view's colours.
         grayscale_probability: of removing a view's colours.
+        interpolation: of the crops, "bicubic" or "bilinear", both antialiased.
+        color_first: change colours before the crop (RoCL) instead of after it.
     """
 
     image_size: int
@@ -38,6 +40,8 @@ class SimCLRAugment:
     jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.4, 0.1)
     jitter_probability: float = 0.8
     grayscale_probability: float = 0.2
+    interpolation: str = "bicubic"
+    color_first: bool = False
 
     def __post_init__(self) -> None:
         """Raise InputError for a value outside its range."""
@@ -50,6 +54,8 @@ class SimCLRAugment:
         for field in ("flip_probability", "jitter_probability", "grayscale_probability"):
             if not 0 <= getattr(self, field) <= 1:
                 raise InputError(f"augment.{field}: expected a value in [0, 1], got {getattr(self, field)}; change it")
+        if self.interpolation not in ("bicubic", "bilinear"):
+            raise InputError(f"augment.interpolation: expected bicubic or bilinear, got {self.interpolation!r}")
         if len(self.jitter) != 4 or min(self.jitter) < 0 or self.jitter[3] > 0.5:
             raise InputError(
                 f"augment.jitter: expected 4 non-negative strengths, hue at most 0.5, got {self.jitter}; change it"
@@ -90,14 +96,22 @@ class SimCLRAugment:
         pieces = []
         for start in range(0, 2 * len(images), at_once):
             rows = slice(start, start + at_once)
-            views = resized_crops(
-                images[rows.start // 2 : rows.stop // 2], boxes[rows], mirrored[rows], self.image_size
-            )
-            if any(self.jitter):
-                color_jitter(views, jittered[rows], order[rows], factors[rows])
-            grayscale(views, gray[rows])
+            levels = images[rows.start // 2 : rows.stop // 2]
+            if self.color_first:
+                levels = levels.float().repeat_interleave(2, dim=0)
+                self._color(levels, jittered[rows], gray[rows], order[rows], factors[rows])
+                levels.round_()
+            views = resized_crops(levels, boxes[rows], mirrored[rows], self.image_size, self.interpolation)
+            if not self.color_first:
+                self._color(views, jittered[rows], gray[rows], order[rows], factors[rows])
             pieces.append(views.round_().div_(255))
         return torch.cat(pieces) if len(pieces) > 1 else pieces[0]
+
+    def _color(self, levels: Tensor, jittered: Tensor, gray: Tensor, order: Tensor, factors: Tensor) -> None:
+        """Jitter the chosen images' colours and remove the chosen ones', in place."""
+        if any(self.jitter):
+            color_jitter(levels, jittered, order, factors)
+        grayscale(levels, gray)
 
     def _views_at_once(self, images: Tensor) -> int:
         """Even number of views to work on at a time."""

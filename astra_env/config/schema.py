@@ -48,6 +48,10 @@ class ViewsConfig:
     """How often a view turns gray."""
     flip_probability: float = 0.5
     """How often a view is mirrored."""
+    interpolation: str = "bicubic"
+    """How crops are resized, with antialiasing: bicubic (ASTrA, ACL) or bilinear (DynACL, RoCL, AdvCL)."""
+    color_first: bool = False
+    """Jitter colours and turn gray before the crop, as RoCL does, instead of after it."""
 
 
 @dataclass
@@ -55,7 +59,8 @@ class TargetConfig:
     """The target network: the encoder that is being made robust."""
 
     backbone: str = "resnet"
-    """resnet, or vit: a vision transformer with layer norms, for which blocks, stem and norm mean nothing."""
+    """resnet, or vit: a vision transformer with layer norms, for which blocks, stem and norm mean nothing, and which
+    has a head of its own."""
     width: int = 64
     """Channels of the first stage; of a token for vit, one attention head per 32."""
     depth: int = 6
@@ -67,7 +72,14 @@ class TargetConfig:
     feature_dim: int = 512
     """Length of the projected features."""
     hidden_dim: int = 2048
-    """Width of the projection head."""
+    """Width of the projection head's first layer."""
+    head: str = "mlp3"
+    """Projection head: mlp3 (linear-norm-ReLU twice, then linear-norm, norms by branch; ASTrA, ACL, DynACL), mlp2
+    (linear-ReLU-linear; RoCL) or mlp2_bn (linear-BatchNorm-ReLU-linear to unit length, one BatchNorm for both branches;
+    AdvCL)."""
+    normalize: str = "imagenet"
+    """Channel statistics that inputs in [0, 1] are normalised by: imagenet (ASTrA, ACL, DynACL), cifar10, cifar100 or
+    none."""
     stem: str = "cifar"
     """cifar (3x3, stride 1) or imagenet (7x7, stride 2, max-pool)."""
     norm: str = "branch"
@@ -104,6 +116,8 @@ class LearnerConfig:
     """Arguments of the objective."""
     batch_size: int = 512
     """Images per step; each gives two views in contrastive training."""
+    drop_last: bool = True
+    """Leave out the images of an epoch that do not fill a batch; false trains on them as a smaller last batch."""
     epochs: int = 1000
     """Length of the training in epochs."""
     total_steps: int | None = None
@@ -122,8 +136,14 @@ class LearnerConfig:
     """Length of the linear warm-up in epochs."""
     final_learning_rate: float = 1e-6
     """Where the cosine ends."""
+    schedule: str = "step"
+    """How often the learning rate changes: step (the warm-up starts at 0) or epoch (constant within an epoch; the
+    warm-up starts at 1 / warmup_epochs of the highest)."""
     temperature: float = 0.5
     """Temperature of NT-Xent."""
+    attack_mode: str = "eval"
+    """Mode of the network under the attack: eval, or train (AdvCL), in which BatchNorms normalise by the batch and
+    their running statistics move."""
     mixed_weight: float = 0.5
     """Weight w of the mixed loss of astra and barlow."""
     reward: str = "astra"
@@ -261,6 +281,15 @@ class ExperimentConfig:
         if learner.fold_batchnorm and self.target.norm == "group":
             raise ConfigError("learner.fold_batchnorm: needs target.norm branch or single, got 'group'")
         require_compilable("learner", learner)
+        _one_of("target.head", self.target.head, ("mlp3", "mlp2", "mlp2_bn"))
+        if self.target.backbone == "vit" and self.target.head != "mlp3":
+            raise ConfigError(f"target.head: target.backbone 'vit' has a head of its own, got {self.target.head!r}")
+        _one_of("target.normalize", self.target.normalize, ("imagenet", "cifar10", "cifar100", "none"))
+        _one_of("views.interpolation", self.views.interpolation, ("bicubic", "bilinear"))
+        _one_of("learner.schedule", learner.schedule, ("step", "epoch"))
+        _one_of("learner.attack_mode", learner.attack_mode, ("eval", "train"))
+        if learner.attack_mode == "train":
+            _require_attackable_in_training_mode(learner)
         _one_of("target.norm", self.target.norm, ("branch", "single", "group"))
         _one_of("target.stem", self.target.stem, ("cifar", "imagenet"))
         _one_of("env.reset_mode", self.env.reset_mode, ("restart", "continue"))
@@ -286,6 +315,17 @@ def require_compilable(section: str, options: Any) -> None:
         raise ConfigError(
             f"{section}.compile: {options.compile!r} compiles the attack's copy of the network; set "
             f"--{section}.fold_batchnorm true or --{section}.fast true"
+        )
+
+
+def _require_attackable_in_training_mode(learner: LearnerConfig) -> None:
+    """Raise ConfigError for settings under which an attack cannot see the whole batch in training mode."""
+    if learner.fold_batchnorm:
+        raise ConfigError("learner.fold_batchnorm: folded norms are those of eval mode; not with attack_mode train")
+    if learner.accumulate > 1:
+        raise ConfigError(
+            f"learner.accumulate: chunks change what BatchNorms normalise by under attack_mode train; expected 1, got "
+            f"{learner.accumulate}"
         )
 
 

@@ -5,7 +5,7 @@ order of the images, the random numbers of views and attacks, the policy, the re
 expensive (augmented images, forward and backward passes) is done for a rank's own rows only.
 """
 
-from astra_env.distributed.gradients import SharedGradients
+from astra_env.distributed.gradients import SharedGradients, buffers_kept
 from astra_env.distributed.normalisation import average_statistics, with_shared_statistics
 from astra_env.distributed.run import SharedRun, shared_state
 from astra_env.distributed.start import launched, restarted, start
@@ -17,6 +17,7 @@ __all__ = [
     "SharedRun",
     "World",
     "average_statistics",
+    "buffers_kept",
     "launched",
     "restarted",
     "shared_state",

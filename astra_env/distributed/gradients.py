@@ -101,7 +101,7 @@ class CachedFeatures:
 
     def encode(self, views: Tensor, branch: str) -> Tensor:
         """Return features (N, D) that collect the gradient of whatever is computed from them."""
-        with _buffers_kept(self._module), torch.no_grad():
+        with buffers_kept(self._module), torch.no_grad():
             parts = [self._encode(part, branch) for part in views.tensor_split(self._chunks)]
         features = torch.cat(parts).requires_grad_()
         self._encoded.append(_Encoded(views, branch, features))
@@ -129,7 +129,8 @@ class CachedFeatures:
 
 
 @contextmanager
-def _buffers_kept(module: nn.Module) -> Iterator[None]:
+def buffers_kept(module: nn.Module) -> Iterator[None]:
+    """Put the module's buffers, such as running statistics, back on the way out."""
     before = [(buffer, buffer.clone()) for buffer in module.buffers()]
     try:
         yield

@@ -104,6 +104,11 @@ class InstanceAttackStrategyVectorEnv(TrainingEnv, VectorEnv[np.ndarray, np.ndar
         per_image = learner_class(self.config.learner.kind).views_per_image(self.config)
         if num_envs is not None:
             self.config.learner.batch_size = _images(num_envs, per_image) * self.world.size
+        if not self.config.learner.drop_last:
+            raise ConfigError(
+                "learner.drop_last: every minibatch needs num_envs views here, so the last, incomplete one of an epoch "
+                "cannot be kept; set it to true"
+            )
         own = self.world.share(self.config.learner.batch_size)
         self.num_envs = per_image * (own.stop - own.start)
         self.render_mode = render_mode

@@ -15,14 +15,21 @@ from astra_env.building import build_augment, build_optimizer, build_target, loa
 from astra_env.compute import Speed, memory_order, tf32
 from astra_env.config.schema import ExperimentConfig
 from astra_env.data import BatchSampler, ImageDataset
-from astra_env.distributed import ALONE, SharedGradients, World, average_statistics, with_shared_statistics
+from astra_env.distributed import (
+    ALONE,
+    SharedGradients,
+    World,
+    average_statistics,
+    buffers_kept,
+    with_shared_statistics,
+)
 from astra_env.errors import CheckpointError, ConfigError
 from astra_env.learner.contrastive_state import check_state, take_state
 from astra_env.learner.protocol import Learner, StepReport
 from astra_env.models import Target, load_official
 from astra_env.objectives import Batch, Encoder, Setting, objective_factory
 from astra_env.objectives.spread import differentiate, require_spreadable
-from astra_env.optim import warmup_cosine
+from astra_env.optim import epochwise_warmup_cosine, warmup_cosine
 from astra_env.randomness import derive_seed, generator
 from astra_env.rewards import RewardInputs, VersusFixed, make_reward
 from astra_env.storage.checkpoint import load_checkpoint
@@ -66,7 +73,8 @@ class ContrastiveLearner(Learner):
         if options.sync_bn:
             self.target = with_shared_statistics(self.target, self.device, world, "learner.sync_bn")
         self.base_augment = build_augment(config, self.dataset.images.shape[-1])
-        self.sampler = BatchSampler(len(self.dataset), options.batch_size, derive_seed(config.seed, "batches"))
+        seed = derive_seed(config.seed, "batches")
+        self.sampler = BatchSampler(len(self.dataset), options.batch_size, seed, drop_last=options.drop_last)
         self.view_generator = generator(config.seed, "views")
         self.attack_generator = generator(config.seed, "attack", self.device)
         self.autocast = self.speed.autocast
@@ -75,13 +83,14 @@ class ContrastiveLearner(Learner):
         self.objective = make_objective(
             Setting(config, self.target, self.dataset, self.device, self.total_steps, self.steps_per_epoch, world)
         )
-        require_spreadable(self.objective, options, world)
+        require_spreadable(self.objective, options, world, len(self.dataset))
         if options.fold_batchnorm and not self.objective.foldable:
             raise ConfigError(
                 f"learner.fold_batchnorm: learner.objective {options.objective!r} attacks more than the projected "
                 "features, which a folded copy does not have; switch it off"
             )
         foldable = self.objective.foldable and config.target.norm != "group" and config.target.backbone != "vit"
+        foldable = foldable and options.attack_mode == "eval"
         self.speed = Speed.of(options, self.device, foldable=foldable)
         self.encode = Encoder(self.target, self.autocast)
         parameters = [*self.target.parameters(), *self.objective.parameters()]
@@ -129,7 +138,11 @@ class ContrastiveLearner(Learner):
         """The learning rate of the next step."""
         options = self.config.learner
         final = options.final_learning_rate / options.learning_rate
-        factor = warmup_cosine(self.step_count, self.total_steps, self.warmup_steps, final)
+        if options.schedule == "epoch":
+            epochs, length = self.total_steps / self.steps_per_epoch, self.steps_per_epoch
+            factor = epochwise_warmup_cosine(self.step_count // length, epochs, options.warmup_epochs, final)
+        else:
+            factor = warmup_cosine(self.step_count, self.total_steps, self.warmup_steps, final)
         return options.learning_rate * factor * self.learning_rate_scale
 
     @property
@@ -158,13 +171,18 @@ class ContrastiveLearner(Learner):
         if self._batch is None:
             self._before_views = {"sampler": self.sampler.state_dict(), "views": self.view_generator.get_state()}
             indices = next(self.sampler)
-            views = self.augment(self.dataset.gather(self.world.own(indices), self.device))
+            views = self.augment(self.dataset.gather(self.world.own(indices), self.device), len(indices))
             self._batch = Batch(views.contiguous(memory_format=self.memory_order), indices, self.step_count)
         return self._batch
 
-    def augment(self, images: Tensor) -> Tensor:
-        """Make the two views of this rank's images (B / W, 3, H, W) uint8 as the objective wants them in this step."""
-        augment, total = self.objective.augmentation(self.base_augment, self.step_count), self.config.learner.batch_size
+    def augment(self, images: Tensor, total: int) -> Tensor:
+        """Make the two views of this rank's images as the objective wants them in this step.
+
+        Args:
+            images: uint8 (B / W, 3, H, W).
+            total: B, images in the whole batch.
+        """
+        augment = self.objective.augmentation(self.base_augment, self.step_count)
         return augment(images, self.view_generator, first=self.world.share(total).start, total=total)
 
     def observation(self) -> Tensor:
@@ -188,8 +206,8 @@ class ContrastiveLearner(Learner):
         self._prepare_all()
         with tf32(self.speed.tf32):
             batch = self.batch()
-            strategy = self.objective.budgets(strategy.for_each(self.views_per_step, self.device))
-            attack = self._attack(batch, strategy) if self.objective.attacked else None
+            strategy = self.objective.budgets(strategy.for_each(2 * len(batch.indices), self.device))
+            attack = self._trial(batch, strategy) if self.objective.attacked else None
             return self._reward(batch, strategy, attack)[0]
 
     def _prepare_all(self) -> None:
@@ -199,7 +217,7 @@ class ContrastiveLearner(Learner):
     def _step(self, strategy: AttackStrategy) -> StepReport:
         self._prepare_all()
         batch, views = self.batch(), self.views()
-        strategy = self.objective.budgets(strategy.for_each(self.views_per_step, self.device))
+        strategy = self.objective.budgets(strategy.for_each(2 * len(batch.indices), self.device))
         attack = self._attack(batch, strategy) if self.objective.attacked else None
         reward, reward_terms = self._reward(batch, strategy, attack)
         adversarial = views if attack is None else attack.adversarial
@@ -273,7 +291,15 @@ class ContrastiveLearner(Learner):
             objective=self.objective.attack_goal(batch),
             world=self.world,
             chunks=self.config.learner.accumulate,
+            clip_start=self.objective.clip_start,
+            attack_mode=self.config.learner.attack_mode,
+            whole_batch=self.objective.whole_batch,
         )
+
+    def _trial(self, batch: Batch, strategy: AttackStrategy) -> AttackResult:
+        """Attack without a trace in the running statistics, which move in training mode."""
+        with buffers_kept(self.target), buffers_kept(self.final_network):
+            return self._attack(batch, strategy)
 
     def _reward(
         self, batch: Batch, strategy: AttackStrategy, attack: AttackResult | None
@@ -283,8 +309,8 @@ class ContrastiveLearner(Learner):
             return views.new_zeros(()), {}
         objective, reference = self.objective, None
         if isinstance(self.reward, VersusFixed):
-            fixed = objective.budgets(self.reward.reference(self.views_per_step, self.device))
-            outputs = self._attack(batch, fixed).outputs
+            fixed = objective.budgets(self.reward.reference(2 * len(batch.indices), self.device))
+            outputs = self._trial(batch, fixed).outputs
             reference = None if outputs is None else objective.features(self.world.gather(outputs))
         with frozen(self.target), torch.no_grad():
             clean = objective.features(self.world.gather(self._clean_outputs(views)))
@@ -306,6 +332,7 @@ class ContrastiveLearner(Learner):
     def _update(self, learning_rate: float) -> None:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
+        self.objective.before_update()
         self.optimizer.step()
         if not self.config.learner.sync_bn:
             average_statistics(self.target, self.world)

@@ -1,7 +1,7 @@
 """The networks: ASTrA's target and strategy networks, supervised classifiers, official checkpoints."""
 
 from astra_env.models.interop import load_official
-from astra_env.models.layers import BRANCHES, IMAGENET_MEAN, IMAGENET_STD
+from astra_env.models.layers import BRANCHES, IMAGENET_MEAN, IMAGENET_STD, NORMALIZATIONS
 from astra_env.models.networks import NETWORKS
 from astra_env.models.preact_resnet import PreActResNet, preact_resnet18
 from astra_env.models.resnet import ResNet, bottleneck_resnet26, resnet18
@@ -18,6 +18,7 @@ __all__ = [
     "IMAGENET_MEAN",
     "IMAGENET_STD",
     "NETWORKS",
+    "NORMALIZATIONS",
     "PreActResNet",
     "ResNet",
     "StrategyNetwork",

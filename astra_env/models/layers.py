@@ -14,6 +14,13 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 BRANCHES = ("clean", "adv")
 
 ChannelStatistics = tuple[Sequence[float], Sequence[float]]
+NORMALIZATIONS: dict[str, ChannelStatistics | None] = {
+    "none": None,
+    "imagenet": (IMAGENET_MEAN, IMAGENET_STD),
+    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)),
+    "cifar100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
+}
+"""Input normalisations by name: (mean, std) per channel of images in [0, 1]."""
 Network = TypeVar("Network", bound=nn.Module)
 
 

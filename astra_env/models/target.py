@@ -74,6 +74,41 @@ class ProjectionHead(nn.Module):
         return self.bn3(self.fc3(x), branch)
 
 
+class PlainHead(nn.Module):
+    """Linear - ReLU - linear, both with a bias (RoCL); the branch makes no difference."""
+
+    def __init__(self, inputs: int, hidden: int, outputs: int, norm: str) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(inputs, hidden)
+        self.fc2 = nn.Linear(hidden, outputs)
+
+    def forward(self, x: Tensor, branch: int) -> Tensor:
+        """Embeddings (N, inputs) -> projected features (N, outputs)."""
+        return self.fc2(F.relu(self.fc1(x), inplace=True))
+
+
+class UnitHead(nn.Module):
+    """Linear - BatchNorm - ReLU - linear to unit length (AdvCL): one BatchNorm whatever the branch, both biased."""
+
+    def __init__(self, inputs: int, hidden: int, outputs: int, norm: str) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(inputs, hidden)
+        self.bn1 = nn.BatchNorm1d(hidden)
+        self.fc2 = nn.Linear(hidden, outputs)
+
+    def forward(self, x: Tensor, branch: int) -> Tensor:
+        """Embeddings (N, inputs) -> projected features (N, outputs) of length 1."""
+        return F.normalize(self.fc2(F.relu(self.bn1(self.fc1(x)), inplace=True)), dim=1)
+
+
+HEADS: dict[str, type[ProjectionHead] | type[PlainHead] | type[UnitHead]] = {
+    "mlp3": ProjectionHead,
+    "mlp2": PlainHead,
+    "mlp2_bn": UnitHead,
+}
+"""Projection heads by name, each ``head(inputs, hidden, outputs, norm)``."""
+
+
 class TargetNetwork(nn.Module):
     """Encoder and projection head trained by ASTrA; its plain state dict is the official checkpoint format.
 
@@ -92,6 +127,7 @@ class TargetNetwork(nn.Module):
         stem: str,
         norm: str,
         normalize: ChannelStatistics | None,
+        head: str = "mlp3",
     ) -> None:
         super().__init__()
         self.stem = stem
@@ -111,7 +147,7 @@ class TargetNetwork(nn.Module):
                 layer.append(BranchBlock(inputs, outputs, stride, norm))
                 inputs = outputs
             self.add_module(name, layer)
-        self.fc = ProjectionHead(self.embed_dim, hidden_dim, feature_dim, norm)
+        self.fc = HEADS[head](self.embed_dim, hidden_dim, feature_dim, norm)
 
     def forward(self, views: Tensor, branch: str = "clean") -> Tensor:
         """Views (N, 3, H, W) in [0, 1] -> projected features (N, feature_dim); raises InputError on another branch."""
@@ -149,6 +185,7 @@ def target_resnet18(
     stem: str = "cifar",
     norm: str = "branch",
     normalize: ChannelStatistics | None = (IMAGENET_MEAN, IMAGENET_STD),
+    head: str = "mlp3",
     generator: torch.Generator | None = None,
 ) -> TargetNetwork:
     """Return ASTrA's target network: ResNet-18 with branch norms and a projection head (arXiv 2501.02296).
@@ -162,6 +199,8 @@ def target_resnet18(
         norm: "branch" (two BatchNorms, official), "single" (one for both branches) or "group" (GroupNorm, the branch
             makes no difference).
         normalize: (mean, std) per channel applied to inputs in [0, 1], or None.
+        head: "mlp3" (three linear layers, each with branch norms; ASTrA, ACL, DynACL), "mlp2" (two, without norms;
+            RoCL) or "mlp2_bn" (two, with one BatchNorm between them and features of unit length; AdvCL).
         generator: source of the initial weights, on the device where the network shall live.
 
     Raises InputError for a value outside these choices.
@@ -172,8 +211,9 @@ def target_resnet18(
     require_positive("hidden_dim", hidden_dim)
     require_choice("stem", stem, ("cifar", "imagenet"))
     require_choice("norm", norm, ("branch", "single", "group"))
+    require_choice("head", head, tuple(HEADS))
     return build(
-        lambda: TargetNetwork(width, tuple(blocks), feature_dim, hidden_dim, stem, norm, normalize),
+        lambda: TargetNetwork(width, tuple(blocks), feature_dim, hidden_dim, stem, norm, normalize, head),
         generator,
         fan_out=True,
     )

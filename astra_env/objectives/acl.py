@@ -10,8 +10,14 @@ from astra_env.objectives.base import OBJECTIVES, Batch, Encoder, Losses, Traini
 
 @OBJECTIVES.register("acl")
 class ACL(TrainingObjective):
-    """(NT-Xent(clean) + NT-Xent(adv)) / 2; published with the fixed attack 8/255 in 5 steps of 2/255."""
+    """(NT-Xent(clean) + NT-Xent(adv)) / 2; published with the fixed attack 8/255 in 5 steps of 2/255.
 
+    The start of the attack is not clipped to the image box, and the last, incomplete batch of an epoch is trained on
+    (``learner.drop_last: false`` in preset acl). The authors' learning rate is one step ahead of ours in the warm-up:
+    .1 % of its height.
+    """
+
+    clip_start: ClassVar[bool] = False
     spread: ClassVar[bool] = True
 
     def __call__(self, encode: Encoder, batch: Batch, adversarial: Tensor) -> Losses:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from astra_env.attacks import Objective, frozen
 from astra_env.errors import CheckpointError, ConfigError
-from astra_env.losses import multi_view_nt_xent
+from astra_env.losses import interleave, multi_view_nt_xent
 from astra_env.models import load_official
 from astra_env.objectives.base import OBJECTIVES, Batch, Encoder, Losses, Setting, TrainingObjective
 from astra_env.objectives.pseudo_labels import cluster_counts, label_heads, pseudo_labels
@@ -28,6 +28,8 @@ class AdvCLOptions:
     """Numbers of k-means clusters, one pseudo-label head each; at most half as many as images."""
     pseudo_weight: float = 0.2
     """Weight of the pseudo-labels' cross-entropy."""
+    base_temperature: float = 0.07
+    """The contrastive loss is multiplied by temperature over this, as supervised contrastive learning scales it."""
     radius: float = 8.0
     """Radius of the low frequencies that the high-frequency view lacks, for 32 pixels; scaled with the image."""
     encoder: str | None = None
@@ -53,6 +55,7 @@ class Away:
     labels: Sequence[Tensor]
     clusters: Sequence[int]
     temperature: float
+    scale: float
     weight: float
     joint: ClassVar[bool] = True
 
@@ -61,7 +64,7 @@ class Away:
         features, logits = outputs.split([self.fixed.shape[2], sum(self.clusters)], dim=1)
         views = torch.cat((features[0::2].unsqueeze(1), self.fixed), dim=1)
         entropy = pseudo_entropy(logits[1::2].split(list(self.clusters), dim=1), self.labels)
-        return multi_view_nt_xent(views, self.temperature) + self.weight * entropy
+        return self.scale * multi_view_nt_xent(views, self.temperature) + self.weight * entropy
 
 
 def pseudo_entropy(logits: Sequence[Tensor], labels: Sequence[Tensor]) -> Tensor:
@@ -71,15 +74,19 @@ def pseudo_entropy(logits: Sequence[Tensor], labels: Sequence[Tensor]) -> Tensor
 
 @OBJECTIVES.register("advcl")
 class AdvCL(TrainingObjective):
-    """NT-Xent over {t1, t2, adv, high-frequency} + .2 * cross-entropy of k-means pseudo-labels.
+    """(t / .07) NT-Xent over {t1, t2, adv, high-frequency} + .2 * cross-entropy of k-means pseudo-labels.
 
-    Published attack: 8/255, 5 steps of 2/255. As published, one adversarial example is made against the contrastive
-    loss and another against the pseudo-labels: here the first view of a pair is the one, the second the other. The
-    published code perturbs and filters the image before augmentation, keeps a third set of norms for pseudo-labels,
-    which share the adv branch here, and takes its clusters from a network pre-trained on ImageNet: give ``encoder``
-    for anything but thumbnails.
+    Published attack: 8/255, 5 steps of 2/255 from a start that is not clipped to the image box, in training mode
+    (``learner.attack_mode: train``), where every kind of view is a batch of its own for BatchNorm. As published, one
+    adversarial example is made against the contrastive loss and another against the pseudo-labels: here the first view
+    of a pair is the one, the second the other. The published code perturbs and filters a third, weakly augmented view;
+    keeps a third set of norms for pseudo-labels, whose running statistics share the adv branch here; forwards clean
+    views at every step of the attack, so that the clean norms' running statistics move 18 times a step and not 6; and
+    takes its clusters from a network pre-trained on ImageNet: give ``encoder`` for anything but thumbnails. Its
+    learning rate differs from preset advcl's by at most .01 of .5.
     """
 
+    clip_start: ClassVar[bool] = False
     Options: ClassVar[type] = AdvCLOptions
 
     def __init__(self, setting: Setting, options: Any) -> None:
@@ -90,6 +97,11 @@ class AdvCL(TrainingObjective):
             if not 0 <= getattr(options, name) < float("inf"):
                 value = getattr(options, name)
                 raise ConfigError(f"learner.objective_args.{name}: expected a finite number >= 0, got {value}")
+        if not 0 < options.base_temperature < float("inf"):
+            raise ConfigError(
+                f"learner.objective_args.base_temperature: expected a finite number > 0, got {options.base_temperature}"
+            )
+        self.scale = self.temperature / options.base_temperature
         self.clusters = cluster_counts(options.clusters, len(setting.dataset))
         source = generator(setting.config.seed, "pseudo-label heads")
         self.heads = label_heads(setting.target.embed_dim, self.clusters, source, setting.device)
@@ -113,15 +125,22 @@ class AdvCL(TrainingObjective):
 
     def attack_goal(self, batch: Batch) -> Objective:
         """Return what drives first views from their image's other views and second ones from their pseudo-labels."""
-        views = batch.views
-        high = self._high(views[0::2])
-        with frozen(self.target), torch.no_grad():
-            clean = self.target(views, branch="clean").unflatten(0, (-1, 2))
-            fixed = torch.cat((clean, self.target(high, branch="clean").unsqueeze(1)), dim=1)
-        return Away(fixed, self._labels_of(batch), self.clusters, self.temperature, self.options.pseudo_weight)
+        first, second = batch.views[0::2], batch.views[1::2]
+        with frozen(self.target, self.setting.config.learner.attack_mode), torch.no_grad():
+            fixed = torch.stack([self.target(x, branch="clean") for x in (first, second, self._high(first))], dim=1)
+        labels, weight = self._labels_of(batch), self.options.pseudo_weight
+        return Away(fixed, labels, self.clusters, self.temperature, self.scale, weight)
 
     def outputs(self, views: Tensor, branch: str) -> Tensor:
-        """Views (n, 3, H, W) -> features and pseudo-logits side by side (n, D + sum of clusters)."""
+        """Views (n, 3, H, W) -> features and pseudo-logits side by side (n, D + sum of clusters).
+
+        In training mode these are all 2B views, and first and second ones are a batch each.
+        """
+        if self.target.training:
+            return interleave(self._outputs(views[0::2], branch), self._outputs(views[1::2], branch))
+        return self._outputs(views, branch)
+
+    def _outputs(self, views: Tensor, branch: str) -> Tensor:
         embedding = self.target.embed(views, branch)
         logits = [head(embedding) for head in self.heads]
         return torch.cat((self.target.project(embedding, branch), *logits), dim=1)
@@ -132,12 +151,11 @@ class AdvCL(TrainingObjective):
 
     def __call__(self, encode: Encoder, batch: Batch, adversarial: Tensor) -> Losses:
         """Return the losses; attacked views go through the adv branch, all others through the clean one."""
-        embedding = encode.embed(adversarial, "adv")
-        adv = encode.project(embedding[0::2], "adv")
-        clean = encode(batch.views, "clean").unflatten(0, (-1, 2))
-        high = encode(self._high(batch.views[0::2]), "clean")
-        contrastive = multi_view_nt_xent(torch.cat((adv.unsqueeze(1), clean, high.unsqueeze(1)), 1), self.temperature)
-        entropy = pseudo_entropy([head(embedding[1::2]) for head in self.heads], self._labels_of(batch))
+        first, second = batch.views[0::2], batch.views[1::2]
+        adv, embedding = encode(adversarial[0::2], "adv"), encode.embed(adversarial[1::2], "adv")
+        clean = [encode(views, "clean") for views in (first, second, self._high(first))]
+        contrastive = self.scale * multi_view_nt_xent(torch.stack((adv, *clean), dim=1), self.temperature)
+        entropy = pseudo_entropy([head(embedding) for head in self.heads], self._labels_of(batch))
         total = contrastive + self.options.pseudo_weight * entropy
         return Losses(total, {"contrastive_loss": contrastive, "pseudo_loss": entropy})
 

@@ -111,6 +111,8 @@ class TrainingObjective:
         attacked: whether adversarial views are made at all.
         branch: the branch to evaluate the trained network with.
         clean_branch: the branch that clean views go through; "adv" for methods with a single set of norms.
+        clip_start: whether the start of the attack is clipped to the image box before the first forward.
+        whole_batch: whether :meth:`outputs` treats rows differently, and so needs all of them in their order.
         Options: dataclass of ``learner.objective_args``.
         spread: whether several processes, or chunks, may share the work: all it takes from the network in training are
             features by ``encode(views, branch)``, which then are those of the whole batch, and it makes nothing else of
@@ -120,6 +122,8 @@ class TrainingObjective:
     attacked: ClassVar[bool] = True
     branch: ClassVar[str] = "adv"
     clean_branch: ClassVar[str] = "clean"
+    clip_start: ClassVar[bool] = True
+    whole_batch: ClassVar[bool] = False
     Options: ClassVar[type] = NoOptions
     spread: ClassVar[bool] = False
 
@@ -141,7 +145,7 @@ class TrainingObjective:
     def prepare(self) -> None:
         """Do one piece of them: what is worth a progress bar and a checkpoint in the middle."""
 
-    def augmentation(self, default: SimCLRAugment, step: int) -> SimCLRAugment:
+    def augmentation(self, default: SimCLRAugment, step: int) -> Callable[..., Tensor]:
         """Return the augmentation of one step (0-based)."""
         return default
 
@@ -150,11 +154,14 @@ class TrainingObjective:
         return strategy
 
     def attack_goal(self, batch: Batch) -> Objective:
-        """Return what the attack maximises: a function of :meth:`outputs` of all 2B views. Called in eval mode."""
+        """Return what the attack maximises: a function of :meth:`outputs` of all 2B views."""
         return Contrastive(self.temperature)
 
     def outputs(self, views: Tensor, branch: str) -> Tensor:
-        """Views (n, 3, H, W) -> what the attack's goal looks at (n, D); independently per view, in eval mode."""
+        """Views (n, 3, H, W) -> what the attack's goal looks at (n, D), in the mode that the target is in.
+
+        Independently per view in eval mode, unless ``whole_batch``: then these are all 2B views.
+        """
         return self.target(views, branch=branch)
 
     def features(self, outputs: Tensor) -> Tensor:
@@ -169,8 +176,11 @@ class TrainingObjective:
         """Return what is optimised besides the target network."""
         return []
 
+    def before_update(self) -> None:
+        """Look at the target network once more before it changes, as a momentum encoder does that follows it."""
+
     def after_update(self) -> None:
-        """Follow the target network's update, as a momentum encoder does."""
+        """Follow the target network's update."""
 
     @property
     def encoder(self) -> Target:

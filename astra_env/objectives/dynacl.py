@@ -27,7 +27,10 @@ class DynACLOptions:
     swap: float = 2 / 3
     """How much weight moves from the clean to the attacked views by the end."""
     momentum: float = 0.99
-    """Of the momentum encoder; reached from below, (1 + n) / (10 + n) after n updates, so that short runs forget."""
+    """Of the momentum encoder."""
+    momentum_warmup: bool = True
+    """Reach the momentum from below, (1 + n) / (10 + n) after n updates, so that short runs forget their start; the
+    published momentum is constant."""
 
 
 @OBJECTIVES.register("dynacl")
@@ -36,10 +39,14 @@ class DynACL(TrainingObjective):
 
     At epoch e = 1..E of the schedule the augmentation has strength s = 1 - (e - 1) / E and the attacked views weight
     w = min(1 + floor(e / 50) (50 / E) (2 / 3), 2), both changing every 50 epochs. Second views go through the momentum
-    encoder, which is the network to evaluate; a checkpoint holds it as ``objective.momentum_encoder``. The attack looks
-    at the network that is trained; the authors' also looks at the momentum encoder for second views.
+    encoder, in the attack as in the loss; it moves towards the weights that the trained network has before its update,
+    and is the network to evaluate. A checkpoint holds it as ``objective.momentum_encoder``. As published, the start of
+    the attack is not clipped to the image box. In preset dynacl the learning rate is constant within an epoch
+    (``learner.schedule: epoch``), the last, incomplete batch is trained on, and the momentum is constant.
     """
 
+    clip_start: ClassVar[bool] = False
+    whole_batch: ClassVar[bool] = True
     Options: ClassVar[type] = DynACLOptions
 
     def __init__(self, setting: Setting, options: Any) -> None:
@@ -97,10 +104,18 @@ class DynACL(TrainingObjective):
         }
         return Losses(total, terms)
 
+    def outputs(self, views: Tensor, branch: str) -> Tensor:
+        """Views (2B, 3, H, W) -> features (2B, D), of second views the momentum encoder's."""
+        self.momentum_encoder.train(self.target.training)
+        first, second = self.target(views[0::2], branch=branch), self.momentum_encoder(views[1::2], branch=branch)
+        return interleave(first, second)
+
     @torch.no_grad()
-    def after_update(self) -> None:
+    def before_update(self) -> None:
         """Move the momentum encoder towards the trained network."""
-        momentum = min(self.options.momentum, (1 + self.updates) / (10 + self.updates))
+        momentum = self.options.momentum
+        if self.options.momentum_warmup:
+            momentum = min(momentum, (1 + self.updates) / (10 + self.updates))
         own: list[Tensor] = list(self.momentum_encoder.parameters())
         new: list[Tensor] = list(self.target.parameters())
         torch._foreach_lerp_(own, new, 1 - momentum)

@@ -9,13 +9,27 @@ from astra_env.errors import ConfigError, InputError
 from astra_env.objectives.base import Batch, Encoder, Losses, TrainingObjective
 
 
-def require_spreadable(objective: TrainingObjective, options: LearnerConfig, world: World) -> None:
-    """Raise ConfigError for a batch that cannot be split as wished, or an objective that cannot be spread or cached."""
-    own = world.share(options.batch_size)
-    images = own.stop - own.start
-    if options.accumulate > images:
+def require_spreadable(objective: TrainingObjective, options: LearnerConfig, world: World, images: int) -> None:
+    """Raise ConfigError for a batch that cannot be split as wished, or an objective that cannot be spread or cached.
+
+    Args:
+        objective: what is trained.
+        options: batch size and chunks.
+        world: the ranks.
+        images: in the data set; what they leave for the last batch of an epoch must be splittable too, when it is kept.
+    """
+    world.share(options.batch_size)
+    rest = 0 if options.drop_last else images % options.batch_size
+    if rest == 1:
         raise ConfigError(
-            f"learner.accumulate: expected at most the {images} images of a process, got {options.accumulate}"
+            f"learner.drop_last: {images} images leave a last batch of one, which has no negatives; set it to true or "
+            "change learner.batch_size"
+        )
+    own = world.share(rest, "images of the last batch (learner.drop_last)") if rest else world.share(options.batch_size)
+    smallest = own.stop - own.start
+    if options.accumulate > smallest:
+        raise ConfigError(
+            f"learner.accumulate: expected at most the {smallest} images of a process, got {options.accumulate}"
         )
     if not objective.spread and (options.accumulate > 1 or not world.alone):
         raise ConfigError(

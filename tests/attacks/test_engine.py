@@ -45,8 +45,80 @@ def random_strategy(count, seed):
     return space.decode(torch.stack(columns, dim=1))
 
 
+def small_single_target(dtype=torch.float32):
+    network = target_resnet18(
+        width=4, blocks=(1, 1), norm="single", head="mlp2_bn", feature_dim=8, hidden_dim=16,
+        generator=torch.Generator().manual_seed(3),
+    )  # fmt: skip
+    return network.to(dtype)
+
+
 def random_views(count, size, seed, dtype=torch.float32):
     return torch.rand(count, 3, size, size, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("clip_start", [True, False])
+def test_forwarding_the_whole_batch_changes_no_number_in_eval_mode(seed, clip_start):
+    network, views = small_target(torch.float64), random_views(12, 8, seed, torch.float64)
+    strategy = random_strategy(12, seed)
+    strategy.steps[[1, 4]] = 0
+    start = (random_views(12, 8, seed + 100, torch.float64) * 2 - 1) * 8 / 255
+    shrinking, whole = (
+        contrastive_attack(network, views, strategy, init=start, clip_start=clip_start, whole_batch=whole)
+        for whole in (False, True)
+    )
+    assert torch.equal(shrinking.adversarial, whole.adversarial)
+    torch.testing.assert_close(shrinking.outputs, whole.outputs)
+    assert shrinking.zero_gradient_share == whole.zero_gradient_share == 0
+
+
+def test_whole_batches_reach_the_forward_in_their_own_order():
+    views, seen = random_views(6, 4, 0), []
+    strategy = AttackStrategy(torch.full((6,), 0.1), torch.tensor([1, 3, 0, 2, 3, 1]), torch.full((6,), 0.05))
+
+    def forward(images):
+        seen.append(images.detach().clone())
+        return images.flatten(1)
+
+    perturb(
+        forward, views, strategy, Contrastive(), norm=get_norm("linf"), delta=torch.zeros_like(views), whole_batch=True
+    )
+    assert [len(images) for images in seen] == [6, 6, 6]
+    assert all(((images - views).abs() <= 0.1 + 1e-6).all() for images in seen)
+    with pytest.raises(InputError, match="chunks: expected 1"):
+        perturb(forward, views, strategy, Contrastive(), norm=get_norm("linf"), delta=views, whole_batch=True, chunks=2)
+
+
+def test_an_attack_in_training_mode_sees_the_whole_batch_and_moves_running_statistics():
+    network, views = small_single_target(torch.float64).eval(), random_views(8, 8, 0, torch.float64)
+    strategy, start = random_strategy(8, 3), (random_views(8, 8, 9, torch.float64) * 2 - 1) * 8 / 255
+    twin = small_single_target(torch.float64)
+    most = int(strategy.steps.max())
+    delta = start
+    for iteration in range(most):
+        delta = delta.detach().requires_grad_()
+        loss = nt_xent(twin.train()(views + delta, branch="adv"))
+        (gradient,) = torch.autograd.grad(loss, delta)
+        epsilon, alpha = (value.view(-1, 1, 1, 1).double() for value in (strategy.epsilon, strategy.step_size))
+        moved = torch.maximum(torch.minimum(delta + alpha * gradient.sign(), epsilon), -epsilon)
+        moved = (views + moved).clamp(0, 1) - views
+        delta = torch.where((strategy.steps > iteration).view(-1, 1, 1, 1), moved, delta)
+    attack = contrastive_attack(network, views, strategy, init=start, clip_start=False, attack_mode="train")
+    assert torch.equal(attack.adversarial, (views + delta).clamp(0, 1).detach())
+    assert int(network.bn1.bn_list[0].num_batches_tracked) == most
+    for name, buffer in network.named_buffers():
+        torch.testing.assert_close(buffer, dict(twin.named_buffers())[name])
+    assert not any(module.training for module in network.modules())
+    with torch.no_grad():
+        torch.testing.assert_close(attack.outputs, network(attack.adversarial, branch="adv"))
+    eval_mode = contrastive_attack(network, views, strategy, init=start, clip_start=False).adversarial
+    assert (eval_mode != attack.adversarial).double().mean() > 0.05
+
+
+def test_an_unknown_attack_mode_is_named():
+    with pytest.raises(InputError, match="attack_mode: expected 'eval' or 'train', got 'test'"):
+        contrastive_attack(small_target(), random_views(4, 8, 0), random_strategy(4, 0), attack_mode="test")
 
 
 @pytest.mark.parametrize("seed", range(4))

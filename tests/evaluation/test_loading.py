@@ -8,6 +8,8 @@ import yaml
 from random_weights import randomized
 from torch import nn
 
+from astra_env.building import build_target
+from astra_env.config.schema import TargetConfig
 from astra_env.errors import CheckpointError
 from astra_env.evaluation.campaign.loading import load_network, network_for
 from astra_env.models import (
@@ -43,6 +45,20 @@ def test_a_run_of_ours_is_rebuilt_from_its_checkpoint_alone(tmp_path, norm, stem
     loaded = load_network(run)
     assert torch.equal(outputs(loaded.network), outputs(target))
     assert (loaded.name, loaded.kind, loaded.branch, loaded.epoch) == ("my_run", "encoder", "adv", 7)
+
+
+@pytest.mark.parametrize("head", ["mlp3", "mlp2", "mlp2_bn"])
+@pytest.mark.parametrize("normalize", ["none", "imagenet", "cifar10"])
+def test_a_runs_head_and_normalisation_are_read_off_its_checkpoint(tmp_path, head, normalize):
+    config = TargetConfig(**{**TINY, "blocks": (1, 1, 1, 1)}, head=head, normalize=normalize, norm="single")
+    target = randomized(build_target(config, 0, torch.device("cpu")))
+    save_checkpoint(tmp_path / "last.pt", {"target": target.state_dict()})
+    loaded = load_network(tmp_path / "last.pt")
+    assert torch.equal(outputs(loaded.network), outputs(target))
+    mean = {"none": 0.0, "imagenet": 0.485, "cifar10": 0.4914}[normalize]
+    assert loaded.network.normalize.mean[0].item() == pytest.approx(mean)
+    if normalize == "none":
+        assert torch.equal(target.normalize(IMAGES), IMAGES)
 
 
 def test_a_run_of_simclr_is_evaluated_in_the_branch_it_trained(tmp_path):

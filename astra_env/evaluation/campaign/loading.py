@@ -18,7 +18,7 @@ from astra_env.errors import CheckpointError
 from astra_env.export.safetensors_format import read_safetensors
 from astra_env.models import IMAGENET_MEAN, IMAGENET_STD, load_official, target_resnet18, target_vit
 from astra_env.models.interop import weights_of
-from astra_env.models.layers import ChannelStatistics
+from astra_env.models.layers import NORMALIZATIONS, ChannelStatistics
 from astra_env.models.preact_resnet import preact_resnet18
 from astra_env.models.resnet import BasicBlock, Bottleneck, ResNet
 from astra_env.models.wide_resnet import wide_resnet_channels
@@ -29,12 +29,6 @@ PLACEHOLDER: ChannelStatistics = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 WIDE_LAYER = r"block1\.layer\.(\d+)\."
 SPARE_VALUES = 10_000_000
 """How many values more than a checkpoint its network may have: projection heads may be absent."""
-NORMALIZATIONS: dict[str, ChannelStatistics | None] = {
-    "none": None,
-    "imagenet": (IMAGENET_MEAN, IMAGENET_STD),
-    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)),
-    "cifar100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
-}
 
 
 @dataclass(frozen=True)
@@ -138,7 +132,7 @@ def network_for(
         raise CheckpointError(f"{file}: its tensors fit no known network ({one_line(error)})") from error
     if not _is_target(state):
         return load_official(network, state, allow_missing=() if _has_head(state) else ("linear.",))
-    whole = "fc.fc1.weight" in state and "fc.fc3.weight" in state
+    whole = _head(state) is not None
     body = {name: tensor for name, tensor in state.items() if whole or not name.startswith("fc.")}
     return load_official(network, body, allow_missing=("fc.",))
 
@@ -179,8 +173,10 @@ def _target(state: Mapping[str, Tensor], normalize: ChannelStatistics | None) ->
     if "bn1.bn_list.0.running_mean" not in state:
         norm = "group"
     sizes: dict[str, Any] = {}
-    if "fc.fc1.weight" in state and "fc.fc3.weight" in state:
-        sizes = {"hidden_dim": len(state["fc.fc1.weight"]), "feature_dim": len(state["fc.fc3.weight"])}
+    head = _head(state)
+    if head is not None:
+        last = "fc.fc3.weight" if head == "mlp3" else "fc.fc2.weight"
+        sizes = {"head": head, "hidden_dim": len(state["fc.fc1.weight"]), "feature_dim": len(state[last])}
     return target_resnet18(
         width=len(state["conv1.weight"]),
         blocks=_blocks(state),
@@ -189,6 +185,17 @@ def _target(state: Mapping[str, Tensor], normalize: ChannelStatistics | None) ->
         normalize=normalize,
         **sizes,
     )
+
+
+def _head(state: Mapping[str, Tensor]) -> str | None:
+    """Return the form of the projection head that a target network's tensors hold; None for none of ours."""
+    if "fc.fc1.weight" not in state:
+        return None
+    if "fc.fc3.weight" in state:
+        return "mlp3"
+    if "fc.fc2.bias" not in state:
+        return None
+    return "mlp2_bn" if "fc.bn1.weight" in state else "mlp2"
 
 
 def _transformer(state: Mapping[str, Tensor], normalize: ChannelStatistics | None) -> nn.Module:
