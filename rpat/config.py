@@ -3,7 +3,8 @@
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from astra_env.config.schema import DataConfig, require_compilable
+from astra_env.config.checks import require_compilable
+from astra_env.config.schema import DataConfig
 from astra_env.errors import ConfigError
 from astra_env.strategy import parse_number
 from rpat.config_checks import check_attack, check_attacked_network, check_choices, check_epochs, check_numbers

@@ -15,7 +15,7 @@ LEVELS = [
     {"registry", "registration", "randomness", "compute", "storage", "config", "strategy"},
     {"losses", "optim", "distributed", "augment"},
     {"rewards", "models", "data"},
-    {"attacks", "building"},
+    {"attacks"},
     {"objectives"},
     {"learner"},
     {"export", "plotting"},

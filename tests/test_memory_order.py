@@ -13,7 +13,6 @@ from torch import nn
 
 import agents
 from agents.sb3.model import ResNetExtractor
-from astra_env.building import build_target
 from astra_env.compute import CHANNEL_BLOCK, memory_order
 from astra_env.config.reading import load_config
 from astra_env.config.schema import ExperimentConfig, TargetConfig
@@ -22,6 +21,7 @@ from astra_env.learner.contrastive import ContrastiveLearner
 from astra_env.learner.make import make_learner
 from astra_env.learner.protocol import interact
 from astra_env.models import bottleneck_resnet26, preact_resnet18, resnet18, strategy_resnet18
+from astra_env.models.build import build_target
 from astra_env.models.folded import Folded
 from astra_env.models.wide_resnet import wide_resnet_channels
 from rpat import RPATConfig

@@ -9,7 +9,7 @@ from random_weights import randomized
 from torch import nn
 
 import agents
-from astra_env.building import build_augment, build_target
+from astra_env.augment.simclr import build_augment
 from astra_env.config.reading import load_config
 from astra_env.config.schema import ExperimentConfig, TargetConfig
 from astra_env.envs import AttackStrategyEnv, InstanceAttackStrategyVectorEnv
@@ -18,6 +18,7 @@ from astra_env.export import fold_branch, read_safetensors
 from astra_env.learner.contrastive import ContrastiveLearner
 from astra_env.learner.protocol import interact
 from astra_env.models import NORMALIZATIONS
+from astra_env.models.build import build_target
 from astra_env.models.folded import Folded
 from astra_env.strategy import AttackStrategy
 

@@ -47,8 +47,8 @@ def post_process(config: LPAFTConfig, checkpoint: str, out: Path, *, progress: b
     """Load, post-process and save; returns the checkpoint's path."""
     import yaml
 
-    from astra_env.building import load_training_images
     from astra_env.compute import resolve_device
+    from astra_env.data.training_images import load_training_images
     from astra_env.evaluation.campaign.loading import load_network
     from astra_env.evaluation.probes.lp_aft import lp_aft
     from astra_env.storage.checkpoint import save_checkpoint, write_atomically

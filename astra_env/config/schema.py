@@ -7,9 +7,16 @@ Values come from the dataclass defaults, then a preset or YAML file, then dotted
 from dataclasses import dataclass, field
 from typing import Any
 
+from astra_env.config.checks import (
+    at_least,
+    finite,
+    one_of,
+    positive,
+    probability,
+    require_attackable_in_training_mode,
+    require_compilable,
+)
 from astra_env.errors import ConfigError
-
-COMPILE_MODES = ("none", "default", "reduce-overhead", "max-autotune")
 
 
 @dataclass
@@ -255,100 +262,54 @@ class ExperimentConfig:
         """Raise ConfigError naming the first field whose value cannot be used."""
         learner = self.learner
         if learner.kind != "contrastive":
-            _at_least("learner.batch_size", learner.batch_size, 2)
+            at_least("learner.batch_size", learner.batch_size, 2)
         elif learner.batch_size < 4 or learner.batch_size % 2:
             raise ConfigError(f"learner.batch_size: expected an even integer >= 4, got {learner.batch_size}")
         elif learner.kind_args:
             raise ConfigError(
                 f"learner.kind_args: contrastive takes none, got {', '.join(map(str, learner.kind_args))}"
             )
-        _at_least("learner.epochs", learner.epochs, 1)
-        _at_least("learner.accumulate", learner.accumulate, 1)
-        _positive("run.timeout_seconds", self.run.timeout_seconds)
+        at_least("learner.epochs", learner.epochs, 1)
+        at_least("learner.accumulate", learner.accumulate, 1)
+        positive("run.timeout_seconds", self.run.timeout_seconds)
         if learner.total_steps is not None:
-            _at_least("learner.total_steps", learner.total_steps, 1)
-        _positive("learner.learning_rate", learner.learning_rate)
-        _positive("learner.temperature", learner.temperature)
-        _positive("learner.mixed_weight", learner.mixed_weight, allow_zero=True)
-        _positive("learner.warmup_epochs", learner.warmup_epochs, allow_zero=True)
-        _one_of("learner.optimizer", learner.optimizer, ("lars", "sgd"))
-        _one_of("learner.precision", learner.precision, ("fp32", "bf16"))
-        _one_of("target.backbone", self.target.backbone, ("resnet", "vit"))
+            at_least("learner.total_steps", learner.total_steps, 1)
+        positive("learner.learning_rate", learner.learning_rate)
+        positive("learner.temperature", learner.temperature)
+        positive("learner.mixed_weight", learner.mixed_weight, allow_zero=True)
+        positive("learner.warmup_epochs", learner.warmup_epochs, allow_zero=True)
+        one_of("learner.optimizer", learner.optimizer, ("lars", "sgd"))
+        one_of("learner.precision", learner.precision, ("fp32", "bf16"))
+        one_of("target.backbone", self.target.backbone, ("resnet", "vit"))
         for name in ("depth", "patch_size"):
-            _at_least(f"target.{name}", getattr(self.target, name), 1)
+            at_least(f"target.{name}", getattr(self.target, name), 1)
         if learner.fold_batchnorm and self.target.backbone == "vit":
             raise ConfigError("learner.fold_batchnorm: target.backbone 'vit' has no BatchNorm to fold; switch it off")
         if learner.fold_batchnorm and self.target.norm == "group":
             raise ConfigError("learner.fold_batchnorm: needs target.norm branch or single, got 'group'")
         require_compilable("learner", learner)
-        _one_of("target.head", self.target.head, ("mlp3", "mlp2", "mlp2_bn"))
+        one_of("target.head", self.target.head, ("mlp3", "mlp2", "mlp2_bn"))
         if self.target.backbone == "vit" and self.target.head != "mlp3":
             raise ConfigError(f"target.head: target.backbone 'vit' has a head of its own, got {self.target.head!r}")
-        _one_of("target.normalize", self.target.normalize, ("imagenet", "cifar10", "cifar100", "none"))
-        _one_of("views.interpolation", self.views.interpolation, ("bicubic", "bilinear"))
-        _one_of("learner.schedule", learner.schedule, ("step", "epoch"))
-        _one_of("learner.attack_mode", learner.attack_mode, ("eval", "train"))
+        one_of("target.normalize", self.target.normalize, ("imagenet", "cifar10", "cifar100", "none"))
+        one_of("views.interpolation", self.views.interpolation, ("bicubic", "bilinear"))
+        one_of("learner.schedule", learner.schedule, ("step", "epoch"))
+        one_of("learner.attack_mode", learner.attack_mode, ("eval", "train"))
         if learner.attack_mode == "train":
-            _require_attackable_in_training_mode(learner)
-        _one_of("target.norm", self.target.norm, ("branch", "single", "group"))
-        _one_of("target.stem", self.target.stem, ("cifar", "imagenet"))
-        _one_of("env.reset_mode", self.env.reset_mode, ("restart", "continue"))
-        _one_of("env.autoreset_mode", self.env.autoreset_mode, ("same_step", "next_step"))
-        _finite("env.divergence_penalty", self.env.divergence_penalty)
-        _one_of("run.on_divergence", self.run.on_divergence, ("raise", "rollback"))
-        _at_least("env.chunk_steps", self.env.chunk_steps, 1)
-        _at_least("run.log_every", self.run.log_every, 1)
-        _at_least("run.checkpoint_every", self.run.checkpoint_every, 1)
-        _at_least("run.keep_every", self.run.keep_every, 0)
-        _at_least("target.width", self.target.width, 1)
+            require_attackable_in_training_mode(learner)
+        one_of("target.norm", self.target.norm, ("branch", "single", "group"))
+        one_of("target.stem", self.target.stem, ("cifar", "imagenet"))
+        one_of("env.reset_mode", self.env.reset_mode, ("restart", "continue"))
+        one_of("env.autoreset_mode", self.env.autoreset_mode, ("same_step", "next_step"))
+        finite("env.divergence_penalty", self.env.divergence_penalty)
+        one_of("run.on_divergence", self.run.on_divergence, ("raise", "rollback"))
+        at_least("env.chunk_steps", self.env.chunk_steps, 1)
+        at_least("run.log_every", self.run.log_every, 1)
+        at_least("run.checkpoint_every", self.run.checkpoint_every, 1)
+        at_least("run.keep_every", self.run.keep_every, 0)
+        at_least("target.width", self.target.width, 1)
         for name in ("jitter_probability", "grayscale_probability", "flip_probability"):
-            _probability(f"views.{name}", getattr(self.views, name))
+            probability(f"views.{name}", getattr(self.views, name))
         low, high = self.views.crop_scale
         if not 0 < low <= high <= 1:
             raise ConfigError(f"views.crop_scale: expected 0 < low <= high <= 1, got {list(self.views.crop_scale)}")
-
-
-def require_compilable(section: str, options: Any) -> None:
-    """Raise ConfigError unless ``compile`` is a mode of ``torch.compile`` and there is a copy to compile."""
-    _one_of(f"{section}.compile", options.compile, COMPILE_MODES)
-    if options.compile != "none" and not (options.fold_batchnorm or options.fast):
-        raise ConfigError(
-            f"{section}.compile: {options.compile!r} compiles the attack's copy of the network; set "
-            f"--{section}.fold_batchnorm true or --{section}.fast true"
-        )
-
-
-def _require_attackable_in_training_mode(learner: LearnerConfig) -> None:
-    """Raise ConfigError for settings under which an attack cannot see the whole batch in training mode."""
-    if learner.fold_batchnorm:
-        raise ConfigError("learner.fold_batchnorm: folded norms are those of eval mode; not with attack_mode train")
-    if learner.accumulate > 1:
-        raise ConfigError(
-            f"learner.accumulate: chunks change what BatchNorms normalise by under attack_mode train; expected 1, got "
-            f"{learner.accumulate}"
-        )
-
-
-def _at_least(name: str, value: int, least: int) -> None:
-    if value < least:
-        raise ConfigError(f"{name}: expected an integer >= {least}, got {value}")
-
-
-def _positive(name: str, value: float, allow_zero: bool = False) -> None:
-    if not (value >= 0 if allow_zero else value > 0) or value == float("inf"):
-        raise ConfigError(f"{name}: expected a finite number {'>=' if allow_zero else '>'} 0, got {value}")
-
-
-def _finite(name: str, value: float) -> None:
-    if not abs(value) < float("inf"):
-        raise ConfigError(f"{name}: expected a finite number, got {value}")
-
-
-def _probability(name: str, value: float) -> None:
-    if not 0 <= value <= 1:
-        raise ConfigError(f"{name}: expected a probability in [0, 1], got {value}")
-
-
-def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise ConfigError(f"{name}: expected one of {', '.join(allowed)}, got {value!r}")

@@ -11,10 +11,11 @@ from torch import Tensor
 
 from astra_env.attacks import AttackResult, contrastive_attack, frozen
 from astra_env.attacks.attack_copy import AttackCopy
-from astra_env.building import build_augment, build_optimizer, build_target, load_training_images
+from astra_env.augment.simclr import build_augment
 from astra_env.compute import Speed, memory_order, tf32
 from astra_env.config.schema import ExperimentConfig
 from astra_env.data import BatchSampler, ImageDataset
+from astra_env.data.training_images import load_training_images
 from astra_env.distributed import (
     ALONE,
     SharedGradients,
@@ -27,9 +28,10 @@ from astra_env.errors import CheckpointError, ConfigError
 from astra_env.learner.contrastive_state import check_state, take_state
 from astra_env.learner.protocol import Learner, StepReport
 from astra_env.models import Target, load_official
+from astra_env.models.build import build_target
 from astra_env.objectives import Batch, Encoder, Setting, objective_factory
 from astra_env.objectives.spread import differentiate, require_spreadable
-from astra_env.optim import epochwise_warmup_cosine, warmup_cosine
+from astra_env.optim import build_optimizer, epochwise_warmup_cosine, warmup_cosine
 from astra_env.randomness import derive_seed, generator
 from astra_env.rewards import RewardInputs, VersusFixed, make_reward
 from astra_env.storage.checkpoint import load_checkpoint

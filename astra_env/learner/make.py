@@ -3,9 +3,9 @@
 import inspect
 from typing import Any
 
-from astra_env.building import load_training_images
 from astra_env.config.schema import ExperimentConfig
 from astra_env.data import ImageDataset
+from astra_env.data.training_images import load_training_images
 from astra_env.distributed import ALONE, World
 from astra_env.errors import ConfigError
 from astra_env.learner.contrastive import ContrastiveLearner

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from astra_env.building import build_augment
+from astra_env.augment.simclr import build_augment
 from astra_env.data import BatchSampler
 from astra_env.errors import CheckpointError, Diverged
 from astra_env.losses import nt_xent

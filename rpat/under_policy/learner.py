@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from astra_env.building import load_training_images
 from astra_env.compute import resolve_device, tf32
 from astra_env.config.schema import ExperimentConfig
 from astra_env.data import ImageDataset
+from astra_env.data.training_images import load_training_images
 from astra_env.errors import CheckpointError
 from astra_env.evaluation.measures.batches import require_labels
 from astra_env.learner.protocol import Learner, StepReport

@@ -8,7 +8,6 @@ import yaml
 from random_weights import randomized
 from torch import nn
 
-from astra_env.building import build_target
 from astra_env.config.schema import TargetConfig
 from astra_env.errors import CheckpointError
 from astra_env.evaluation.campaign.loading import load_network, network_for
@@ -24,6 +23,7 @@ from astra_env.models import (
     target_resnet18,
     wide_resnet,
 )
+from astra_env.models.build import build_target
 from astra_env.models.interop import weights_of
 from astra_env.storage.checkpoint import save_checkpoint
 

@@ -1,7 +1,7 @@
 """The measurement at the end of a training run."""
 
-from astra_env.building import load_training_images
 from astra_env.config.schema import ExperimentConfig
+from astra_env.data.training_images import load_training_images
 from astra_env.evaluation.probes.linear import ProbeResult, measure_classifier, probe
 from astra_env.learner.protocol import Learner
 from astra_env.strategy import parse_number
