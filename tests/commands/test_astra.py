@@ -18,7 +18,8 @@ def run(monkeypatch, *arguments):
 
 def test_help_lists_every_command_and_version_tells_it(monkeypatch, capsys):
     assert run(monkeypatch, "--help") == 0
-    assert all(name in capsys.readouterr().out for name in astra.COMMANDS)
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in astra.COMMANDS)
     assert run(monkeypatch, "--version") == 0
     assert __version__ in capsys.readouterr().out
 
