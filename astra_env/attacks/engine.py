@@ -52,8 +52,8 @@ def frozen(model: nn.Module, mode: str = "eval") -> Iterator[None]:
             parameter.requires_grad_(False)
         yield
     finally:
-        for module, mode in modes:
-            module.training = mode
+        for module, training in modes:
+            module.training = training
         for parameter, flag in flags:
             parameter.requires_grad_(flag)
 
