@@ -8,7 +8,7 @@ demo: install  ## Train with no attack, a fixed attack and a learned attack on b
 	$(BIN)/python scripts/compare.py --config quickstart --variants no_attack fixed learned --seeds 0 --run_dir runs/demo
 
 test: install-dev lint types  ## Lint, types and tests
-	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile --max-worker-restart 0
 
 lint: install-dev
 	$(BIN)/ruff check .

@@ -27,8 +27,8 @@ from agents.base import POLICIES, batch_size
 from astra_env.errors import ConfigError, InputError
 from astra_env.models import strategy_resnet18
 from astra_env.optim import LARS, warmup_cosine
-from astra_env.seeding import derive_seed, generator
-from astra_env.state_checks import (
+from astra_env.randomness import derive_seed, generator
+from astra_env.storage.state import (
     require_count,
     require_generator_state,
     require_optimizer_state,
@@ -292,7 +292,7 @@ class Reinforce:
                 f"reinforce: expected uint8 views (N, 3, H, W), got {views.dtype} {tuple(views.shape)}; "
                 "it acts in InstanceAttackStrategy-v0 and in train_astra.py"
             )
-        return (views if views.dim() == 4 else views[None]).float() / 255
+        return (views if views.dim() == 4 else views[None]).contiguous().float() / 255
 
 
 def _settings(preset: str, overrides: dict[str, Any]) -> dict[str, Any]:

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from agents.reinforce import Reinforce
-from astra_env.checkpoint import load_checkpoint
 from astra_env.errors import CheckpointError, ConfigError
-from astra_env.protocols import Policy
-from astra_env.state_checks import require_mapping, require_tensors
+from astra_env.learner.protocol import Policy
+from astra_env.storage.checkpoint import load_checkpoint
+from astra_env.storage.state import require_mapping, require_tensors
 from astra_env.strategy import PARAMETERS, StrategySpace
 
 

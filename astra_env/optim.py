@@ -5,8 +5,10 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
+
+from astra_env.config.schema import LearnerConfig
 
 ZERO_NORM = 1e-15
 """A tensor whose weights or gradient are shorter than this is not scaled: its local rate is 1."""
@@ -105,3 +107,18 @@ def epochwise_warmup_cosine(epoch: int, epochs: float, warmup_epochs: float, fin
 
 def _half_cosine(progress: float, final_factor: float) -> float:
     return final_factor + (1 - final_factor) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
+def build_optimizer(config: LearnerConfig, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+    """Build the optimiser of a configuration."""
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(
+            parameters, lr=config.learning_rate, momentum=config.momentum, weight_decay=config.weight_decay
+        )
+    return LARS(
+        parameters,
+        lr=config.learning_rate,
+        momentum=config.momentum,
+        weight_decay=config.weight_decay,
+        trust_coefficient=config.trust_coefficient,
+    )

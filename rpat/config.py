@@ -3,14 +3,15 @@
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from astra_env.config import DataConfig, require_compilable
+from astra_env.config.checks import require_compilable
+from astra_env.config.schema import DataConfig
 from astra_env.errors import ConfigError
 from astra_env.strategy import parse_number
-from rpat.config_checks import check_attack, check_choices, check_epochs, check_numbers
+from rpat.config_checks import check_attack, check_attacked_network, check_choices, check_epochs, check_numbers
 from rpat.methods import Budget, RobustPerception, make_method, method_class
 from rpat.methods.base import Method
 
-PRESET_PACKAGE = "rpat.configs"
+PRESET_PACKAGE = "rpat.presets"
 
 
 @dataclass
@@ -22,8 +23,8 @@ class NetworkConfig:
     width: int | None = None
     """Channels of the first stage; default the network's own."""
     normalize: str | None = None
-    """none, data (mean and standard deviation of the training images, inside the network) or imagenet; default the
-    method's."""
+    """none, data (mean and standard deviation of the training images, inside the network), imagenet, cifar10 or
+    cifar100 (the usual constants); default the method's."""
     num_classes: int | None = None
     """Number of logits; default the data set's classes."""
     checkpoint: str | None = None
@@ -123,7 +124,7 @@ class RunConfig:
     precision: str = "fp32"
     """fp32, or bf16 for autocast with float32 losses and perturbations."""
     channels_last: bool = False
-    """Keep the network and the images in channels-last memory order."""
+    """Keep the network and the images in channels-last memory order; not on a CPU if narrower than 16."""
     fold_batchnorm: bool = False
     """Attack a copy of the network whose BatchNorms are folded into its weights: equal up to rounding, faster."""
     compile: str = "none"
@@ -176,6 +177,8 @@ class RPATConfig:
     """Of several processes on CUDA: normalise by the whole batch (SyncBatchNorm); else each by its own rows."""
     batch_size: int = 128
     """Images per step; each gives as many rows as the method has views."""
+    drop_last: bool = True
+    """Leave out the images of an epoch that do not fill a batch, others in every epoch; false as published."""
     data: DataConfig = field(default_factory=DataConfig)
     network: NetworkConfig = field(default_factory=NetworkConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -225,6 +228,7 @@ class RPATConfig:
         require_compilable("run", self.run)
         settled = self.resolved()
         check_choices(settled)
+        check_attacked_network(settled, method)
         check_epochs(settled, method)
         if self.augment.cutmix and method.hard_labels:
             raise ConfigError(

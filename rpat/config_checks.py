@@ -1,7 +1,7 @@
 """What a supervised run's configuration may say: errors name field, value and remedy, oddities are warned of."""
 
 import warnings
-from typing import TYPE_CHECKING
+from typing import Any
 
 from astra_env.errors import ConfigError
 from astra_env.models import NETWORKS
@@ -9,14 +9,17 @@ from astra_env.strategy import check_pixel_units, parse_number
 from rpat.methods.base import Method
 from rpat.schedules import default_milestones
 
-if TYPE_CHECKING:
-    from rpat.config import RPATConfig
+RPATConfig = Any
+"""The settings under check; their class calls this module, which therefore does not import it."""
+
+CONSTANTS = ("imagenet", "cifar10", "cifar100")
+"""Input normalisations by constants that do not depend on the training images."""
 
 L2_LIMIT = 10.0
 """Largest l-2 radius taken as meant: beyond it the number is in 0-255 units."""
 
 
-def check_attack(config: "RPATConfig") -> None:
+def check_attack(config: RPATConfig) -> None:
     """Check norm, radius and step size; warn of lengths that look like 0-255 units."""
     if config.norm not in ("linf", "l2"):
         raise ConfigError(f"norm: expected linf or l2, got {config.norm!r}; choose one of them")
@@ -43,7 +46,7 @@ def check_attack(config: "RPATConfig") -> None:
         )
 
 
-def check_numbers(config: "RPATConfig") -> None:
+def check_numbers(config: RPATConfig) -> None:
     """Check every number that has bounds of its own."""
     _at_least("steps", config.steps, 0)
     _at_least("batch_size", config.batch_size, 2)
@@ -73,10 +76,10 @@ def check_numbers(config: "RPATConfig") -> None:
             raise ConfigError(f"{name}: expected a share in [0, 1], got {rate}; change it")
 
 
-def check_choices(config: "RPATConfig") -> None:
+def check_choices(config: RPATConfig) -> None:
     """Check every value that is one of a few; ``config`` is resolved."""
     for name, value, allowed in (
-        ("network.normalize", config.network.normalize, ("none", "data", "imagenet")),
+        ("network.normalize", config.network.normalize, ("none", "data", *CONSTANTS)),
         ("optimizer.schedule", config.optimizer.schedule, ("piecewise", "cosine")),
         ("augment.padding_mode", config.augment.padding_mode, ("zero", "reflect")),
         ("augment.autoaugment", config.augment.autoaugment, ("never", "always", "second_half")),
@@ -88,7 +91,26 @@ def check_choices(config: "RPATConfig") -> None:
     NETWORKS.get(config.network.name)
 
 
-def check_epochs(config: "RPATConfig", method: Method) -> None:
+def check_attacked_network(config: RPATConfig, method: Method) -> None:
+    """Refuse to fold or compile a network that is attacked in training mode; ``run.fast`` does without."""
+    if method.attack_mode == "train" and config.run.fold_batchnorm:
+        raise ConfigError(
+            f"method_args.attack_mode: {config.method} attacks the network in training mode, which cannot be folded "
+            "into a copy; set run.fold_batchnorm false or attack_mode eval"
+        )
+
+
+def check_last_batch(config: RPATConfig, images: int, ranks: int) -> None:
+    """Check that the last batch of an epoch, when it is kept, can be shared by the ranks and has a variance."""
+    rest = images % config.batch_size
+    if not config.drop_last and rest and (rest == 1 or rest % ranks):
+        raise ConfigError(
+            f"drop_last: the last batch of an epoch would have {rest} of the {images} images; it needs 2 or more and a "
+            f"multiple of the {ranks} processes; set --drop_last true or change --validation.size"
+        )
+
+
+def check_epochs(config: RPATConfig, method: Method) -> None:
     """Check everything that starts or ends at an epoch; ``config`` is resolved."""
     epochs = config.epochs or 0
     if config.robust_perception and not 0 <= config.rp_start_epoch < epochs:

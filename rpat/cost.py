@@ -22,10 +22,10 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
-from astra_env.attack_copy import AttackCopy
-from astra_env.evaluation.results import versions
+from astra_env.attacks.attack_copy import AttackCopy
+from astra_env.compute import Speed, memory_order
+from astra_env.evaluation.campaign.results import versions
 from astra_env.models import NETWORKS
-from astra_env.speed import Speed
 from rpat.config import RunConfig
 from rpat.methods import Budget, Method, RobustPerception, Step, make_method
 
@@ -85,13 +85,13 @@ class Form:
 def forms(model: nn.Module, images: Tensor, method: Method) -> dict[str, Form]:
     """Return the official form of a step, ours, and ours with ``run.fast`` (on a copy of the model)."""
     speed = Speed.of(RunConfig(fast=True), images.device)
-    last = torch.channels_last
-    fast = copy.deepcopy(model).to(memory_format=last)  # type: ignore[call-overload]
+    order = memory_order(model, images.device, channels_last=speed.channels_last)
+    fast = copy.deepcopy(model).to(memory_format=order)  # type: ignore[call-overload]
     folded = AttackCopy(fast, speed)
     return {
         "ours": Form(model, images, method.attack),
         "official": Form(model, images, official_attack),
-        "fast": Form(fast, images.contiguous(memory_format=last), method.attack, speed.autocast, folded),
+        "fast": Form(fast, images.contiguous(memory_format=order), method.attack, speed.autocast, folded),
     }
 
 

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from astra_env.attack_copy import AttackCopy
+from astra_env.attacks.attack_copy import AttackCopy
+from astra_env.compute import Speed, memory_order, tf32
 from astra_env.data import BatchSampler, ImageDataset
 from astra_env.distributed import ALONE, SharedGradients, World, average_statistics, with_shared_statistics
 from astra_env.errors import CheckpointError, Diverged
-from astra_env.seeding import derive_seed, generator
-from astra_env.speed import Speed, tf32
-from astra_env.state_checks import (
+from astra_env.randomness import derive_seed, generator
+from astra_env.storage.state import (
     UNFIT,
     one_line,
     require_count,
@@ -26,6 +26,7 @@ from astra_env.state_checks import (
 from astra_env.strategy import AttackStrategy
 from rpat.augmentation import Augmentation
 from rpat.config import RPATConfig
+from rpat.config_checks import check_last_batch
 from rpat.methods import Progress, Step
 from rpat.schedules import cosine, piecewise
 from rpat.weights import build_network
@@ -57,7 +58,7 @@ class SupervisedLearner:
         *,
         rate_field: str = "optimizer.learning_rate",
     ) -> None:
-        world.share(config.batch_size, "batch_size")
+        self._rows = len(range(config.batch_size)[world.share(config.batch_size, "batch_size")])
         self.world = world
         self.config = config
         self.rate_field = rate_field
@@ -65,11 +66,12 @@ class SupervisedLearner:
         self.device = device
         self.method = config.make_method()
         self.epochs = config.epochs or 0
-        self.speed = Speed.of(config.run, device)
-        memory = torch.channels_last if self.speed.channels_last else torch.contiguous_format
-        self.memory_format: torch.memory_format = memory
-        network = build_network(config.network, train, config.seed)
-        self.model: nn.Module = network.to(device=device).to(memory_format=memory)  # type: ignore[call-overload]
+        # Training mode has nothing to fold: its statistics are the batch's own.
+        self.speed = Speed.of(config.run, device, foldable=self.method.attack_mode == "eval")
+        network = build_network(config.network, train, config.seed).to(device)
+        order = memory_order(network, device, channels_last=self.speed.channels_last)
+        self.memory_order: torch.memory_format = order
+        self.model: nn.Module = network.to(memory_format=order)  # type: ignore[call-overload]
         if config.sync_bn:
             self.model = with_shared_statistics(self.model, device, world, "sync_bn")
         self._attacked = AttackCopy(self.model, self.speed) if self.speed.fold_batchnorm else None
@@ -81,7 +83,10 @@ class SupervisedLearner:
             weight_decay=config.optimizer.weight_decay,
         )
         self.average: AveragedModel | None = None
-        self.sampler = BatchSampler(len(train), config.batch_size, derive_seed(config.seed, "sampler"))
+        self.sampler = BatchSampler(
+            len(train), config.batch_size, derive_seed(config.seed, "sampler"), drop_last=config.drop_last
+        )
+        check_last_batch(config, len(train), world.size)
         self.generators = {name: generator(config.seed, name) for name in ("augment", "attack")}
         self.augment = Augmentation(
             config.augment,
@@ -127,7 +132,7 @@ class SupervisedLearner:
             step = self.begin(*self.draw())
             step.adversarial = self.method.attack(step)
             terms = self.differentiate(step)
-            self.update()
+            self.update(step)
         return terms
 
     def draw(self) -> tuple[Tensor, Tensor]:
@@ -138,7 +143,7 @@ class SupervisedLearner:
         # All of it on every rank, because CutMix pastes from image to image; next to an attack it costs nothing.
         batch = self.augment(self.train.gather(rows, self.device), labels, self.epoch)
         images, labels = (self.world.own(part, self.method.views) for part in batch)
-        return images.contiguous(memory_format=self.memory_format), labels
+        return images.contiguous(memory_format=self.memory_order), labels
 
     def begin(
         self, images: Tensor, labels: Tensor, strategy: AttackStrategy | None = None, *, keep_outputs: bool = False
@@ -172,7 +177,7 @@ class SupervisedLearner:
             average=self.average,
             progress=progress,
             autocast=self.speed.autocast,
-            attacked=None if self._attacked is None else self._attacked.forward(len(images)),
+            attacked=None if self._attacked is None else self._attacked.forward(self._rows * self.method.views),
             world=self.world,
             views=self.method.views,
         )
@@ -196,9 +201,10 @@ class SupervisedLearner:
             **_signs(step),
         }
 
-    def update(self) -> None:
+    def update(self, step: Step) -> None:
         """Take the step whose gradient the parameters hold."""
         self.optimizer.step()
+        self.method.after_update(step)
         if not self.config.sync_bn:
             average_statistics(self.model, self.world)
         if self.average is not None:

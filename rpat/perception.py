@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from astra_env.attacks import frozen, get_norm, supervised_pgd
 from astra_env.data import ImageDataset
 from astra_env.errors import InputError
-from astra_env.evaluation.batches import device_of, ordered_batches, require_labels, take
+from astra_env.evaluation.measures.batches import device_of, ordered_batches, require_labels, take
 
 STRATA = ("clean_wrong", "broken", "defended")
 """Wrong already on x; right on x but wrong on x'; right on both."""

@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
-from astra_env.checkpoint import load_checkpoint, save_checkpoint
 from astra_env.errors import CheckpointError
+from astra_env.storage.checkpoint import load_checkpoint, save_checkpoint
 
 FILES = {"model": "best.pt", "ema": "ema_best.pt"}
 """Where the best weights of the trained network and of its average are kept."""

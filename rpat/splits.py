@@ -3,8 +3,8 @@
 import torch
 
 from astra_env.data import ImageDataset, load_dataset, split_validation
-from astra_env.evaluation.batches import require_alike, require_labels
-from astra_env.seeding import derive_seed
+from astra_env.evaluation.measures.batches import require_alike, require_labels
+from astra_env.randomness import derive_seed
 from rpat.config import RPATConfig
 
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from astra_env.command_line import run_main
+from astra_env.config.command_line import run_main
 from astra_env.errors import DataError
 
 if TYPE_CHECKING:

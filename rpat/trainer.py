@@ -13,17 +13,17 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from astra_env.configuration import load_config, to_yaml
+from astra_env.compute import deterministic_algorithms
+from astra_env.config.reading import load_config, to_yaml
 from astra_env.data import ImageDataset
-from astra_env.determinism import deterministic_algorithms
 from astra_env.distributed import ALONE, SharedRun, World, shared_state
 from astra_env.errors import CheckpointError, Diverged
-from astra_env.evaluation.robustness import clean_accuracy, robust_accuracy
-from astra_env.health import HealthWatch, require_finite
-from astra_env.interrupts import GracefulStop
-from astra_env.run_directory import RunDirectory
-from astra_env.seeding import derive_seed
-from astra_env.state_checks import UNFIT, one_line, require_count
+from astra_env.evaluation.measures.robustness import clean_accuracy, robust_accuracy
+from astra_env.randomness import derive_seed
+from astra_env.storage.run_directory import RunDirectory
+from astra_env.storage.state import UNFIT, one_line, require_count
+from astra_env.training.health import HealthWatch, require_finite
+from astra_env.training.interrupts import GracefulStop
 from rpat.config import PRESET_PACKAGE, RPATConfig
 from rpat.learner import SupervisedLearner
 from rpat.resuming import check_same_run

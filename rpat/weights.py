@@ -6,13 +6,14 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from astra_env.checkpoint import load_checkpoint
-from astra_env.configuration import load_config
+from astra_env.config.reading import load_config
 from astra_env.data import ImageDataset
 from astra_env.errors import CheckpointError, ConfigError
-from astra_env.models import IMAGENET_MEAN, IMAGENET_STD, NETWORKS, load_official
+from astra_env.evaluation.campaign.loading import NORMALIZATIONS
+from astra_env.models import NETWORKS, load_official
 from astra_env.models.layers import ChannelStatistics
-from astra_env.seeding import generator
+from astra_env.randomness import generator
+from astra_env.storage.checkpoint import load_checkpoint
 from rpat.config import PRESET_PACKAGE, NetworkConfig, RPATConfig
 
 WEIGHTS: dict[str, tuple[str, str]] = {
@@ -47,9 +48,9 @@ def build_network(config: NetworkConfig, train: ImageDataset, seed: int) -> nn.M
 
 
 def _statistics(config: NetworkConfig, train: ImageDataset) -> ChannelStatistics | None:
-    if config.normalize == "imagenet":
-        return IMAGENET_MEAN, IMAGENET_STD
-    return channel_statistics(train) if config.normalize == "data" else None
+    if config.normalize == "data":
+        return channel_statistics(train)
+    return NORMALIZATIONS[config.normalize or "none"]
 
 
 def channel_statistics(dataset: ImageDataset) -> ChannelStatistics:

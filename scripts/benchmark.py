@@ -10,7 +10,7 @@ from typing import Any
 
 import jsonargparse
 
-from astra_env.command_line import run_main
+from astra_env.config.command_line import run_main
 from astra_env.errors import ConfigError
 
 DESCRIPTION = """Measure what a step costs: ms per phase, views/s, arithmetic against the measured ceiling, memory.
@@ -58,7 +58,7 @@ def main() -> int:
 
 
 def check(options: Any) -> None:
-    from astra_env.benchmarking.measure import MODES
+    from benchmarking.measure import MODES
 
     one_of("what", options.what, list(MEASUREMENTS))
     for mode in options.modes:
@@ -77,10 +77,10 @@ def one_of(name: str, value: Any, allowed: list[Any]) -> None:
 
 def measure(options: Any) -> dict[str, Any]:
     import torch
+    from benchmarking.measure import matmul_ceiling
 
-    from astra_env.benchmarking.measure import matmul_ceiling
-    from astra_env.devices import resolve_device
-    from astra_env.trainer import versions
+    from astra_env.compute import resolve_device
+    from astra_env.training.trainer import versions
 
     if options.threads is not None:
         torch.set_num_threads(options.threads)
@@ -104,7 +104,8 @@ def measure(options: Any) -> dict[str, Any]:
 
 
 def astra(options: Any, device: Any, ceilings: dict[str, float]) -> dict[str, Any]:
-    from astra_env.benchmarking.measure import compare
+    from benchmarking.measure import compare
+
     from astra_env.data import load_dataset
 
     dataset = load_dataset("digits", image_size=options.image_size, device=device)
@@ -152,8 +153,8 @@ def rpat(options: Any, device: Any, ceilings: dict[str, float]) -> dict[str, Any
 
 def evaluation(options: Any, device: Any, ceilings: dict[str, float]) -> dict[str, Any]:
     import torch
+    from benchmarking.evaluation import autoattack_throughput, pgd_throughput
 
-    from astra_env.benchmarking.evaluation import autoattack_throughput, pgd_throughput
     from astra_env.data import load_dataset
     from astra_env.models import NETWORKS
 
@@ -172,12 +173,13 @@ def evaluation(options: Any, device: Any, ceilings: dict[str, float]) -> dict[st
 
 
 def memory(options: Any, device: Any, ceilings: dict[str, float]) -> dict[str, Any]:
-    from astra_env.benchmarking.measure import MODES
-    from astra_env.benchmarking.memory import model_of_memory
-    from astra_env.config import ExperimentConfig
-    from astra_env.configuration import load_config
+    from benchmarking.measure import MODES
+    from benchmarking.memory import model_of_memory
+
+    from astra_env.config.reading import load_config
+    from astra_env.config.schema import ExperimentConfig
     from astra_env.data import load_dataset
-    from astra_env.learner import ContrastiveLearner
+    from astra_env.learner.contrastive import ContrastiveLearner
 
     dataset = load_dataset("digits", image_size=options.image_size, device=device)
     modes = {}
@@ -228,7 +230,7 @@ def cell(value: float) -> str:
 
 
 def astra_table(modes: dict[str, Any]) -> str:
-    from astra_env.benchmarking.clock import PHASES
+    from benchmarking.clock import PHASES
 
     columns = [*PHASES, "step (ms)", "views/s", "attack x", "step x", "F/step", "% of ceiling"]
     entries = {}

@@ -11,7 +11,7 @@ from typing import Any
 
 import jsonargparse
 
-from astra_env.command_line import run_main
+from astra_env.config.command_line import run_main
 
 DESCRIPTION = """Measure the environments.
 
@@ -38,7 +38,7 @@ def main() -> int:
 
     import torch
 
-    from astra_env.trainer import versions
+    from astra_env.training.trainer import versions
 
     torch.set_num_threads(options.threads)
     result = {"overhead": overhead, "memory": memory, "learning": learning}[options.what](options)

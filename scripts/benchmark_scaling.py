@@ -19,10 +19,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.multiprocessing
+from benchmarking.traffic import Cluster, Workload, broadcast_bytes, extrapolate, ring_bytes, sent_bytes
 
-from astra_env.benchmarking.traffic import Cluster, Workload, broadcast_bytes, extrapolate, ring_bytes, sent_bytes
-from astra_env.command_line import run_main
-from astra_env.trainer import versions
+from astra_env.config.command_line import run_main
+from astra_env.training.trainer import versions
 
 SIZES = (1, 2, 4)
 RANKS = [1, 2, 4, 8, 16, 32, 64]
@@ -71,8 +71,8 @@ def scenario(work: Workload, policy: float, total: int | None) -> dict[str, Any]
 
 
 def write(results: dict[str, Any], folder: Path) -> None:
-    from astra_env.checkpoint import write_atomically
     from astra_env.plotting.scaling import plot_scaling
+    from astra_env.storage.checkpoint import write_atomically
 
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / "scaling.json", (json.dumps(results, indent=2) + "\n").encode())
@@ -106,10 +106,10 @@ def work_as(rank: int, size: int, folder: str, steps: int) -> None:
 
 def train(world: Any, steps: int) -> dict[str, Any]:
     import agents
-    from astra_env.config import ExperimentConfig
-    from astra_env.configuration import load_config
-    from astra_env.interaction import interact
-    from astra_env.learner import ContrastiveLearner
+    from astra_env.config.reading import load_config
+    from astra_env.config.schema import ExperimentConfig
+    from astra_env.learner.contrastive import ContrastiveLearner
+    from astra_env.learner.protocol import interact
 
     wide = {"target.width": 16, "target.feature_dim": 64, "target.hidden_dim": 128}
     learner = ContrastiveLearner(load_config(ExperimentConfig, "tiny", wide), world=world)

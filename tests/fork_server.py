@@ -98,9 +98,9 @@ def serve() -> None:
     import torch
 
     import agents.sb3.run  # noqa: F401
-    import astra_env.evaluation.runner
+    import astra_env.evaluation.campaign.runner
     import astra_env.plotting.training
-    import astra_env.trainer  # noqa: F401
+    import astra_env.training.trainer  # noqa: F401
     from astra_env.data import load_dataset
 
     torch.set_num_threads(1)

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from astra_env.checkpoint import load_checkpoint
+from astra_env.storage.checkpoint import load_checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
 PATIENCE = 600

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from astra_env.envs import AttackStrategyEnv
-from astra_env.trainer import versions
+from astra_env.training.trainer import versions
 
 SMALLEST = {
     "target.width": 1,

@@ -12,8 +12,8 @@ from fuzzing import cases, flipped
 from hypothesis import given
 from hypothesis import strategies as st
 
-from astra_env.checkpoint import decode, encode, load_checkpoint, save_checkpoint
 from astra_env.errors import CheckpointError
+from astra_env.storage.checkpoint import decode, encode, load_checkpoint, save_checkpoint
 
 STATE = {"target": {"weight": torch.arange(6.0).view(2, 3)}, "step": 3, "names": ["a", "b"], "none": None}
 ENCODED = encode(STATE)

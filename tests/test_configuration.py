@@ -6,8 +6,8 @@ from fuzzing import cases
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from astra_env.config import ExperimentConfig
-from astra_env.configuration import build_parser, from_dict, load_config, parse_command_line, presets, to_dict, to_yaml
+from astra_env.config.reading import build_parser, from_dict, load_config, parse_command_line, presets, to_dict, to_yaml
+from astra_env.config.schema import ExperimentConfig
 from astra_env.errors import AstraError, ConfigError
 
 

@@ -8,12 +8,12 @@ import pytest
 import torch
 
 import agents
-from astra_env.config import ExperimentConfig
-from astra_env.configuration import load_config
-from astra_env.determinism import deterministic_algorithms
+from astra_env.compute import deterministic_algorithms
+from astra_env.config.reading import load_config
+from astra_env.config.schema import ExperimentConfig
 from astra_env.envs import AttackStrategyEnv, InstanceAttackStrategyVectorEnv
-from astra_env.interaction import interact
-from astra_env.learner import ContrastiveLearner
+from astra_env.learner.contrastive import ContrastiveLearner
+from astra_env.learner.protocol import interact
 from rpat import Trainer as SupervisedTrainer
 
 SHORT = {"learner.total_steps": 3, "env.chunk_steps": 1}

@@ -8,8 +8,8 @@ from random_weights import randomized
 from torch import nn
 
 from astra_env.errors import CheckpointError, InputError
-from astra_env.evaluation.loading import load_network
-from astra_env.interchange import (
+from astra_env.evaluation.campaign.loading import load_network
+from astra_env.export import (
     fold_branch,
     load_export,
     load_robustbench,

@@ -7,9 +7,9 @@ from conftest import GOLDEN, _load_golden
 from torch import Tensor, nn
 
 from astra_env.attacks import Contrastive, Objective, contrastive_attack
-from astra_env.config import ExperimentConfig
-from astra_env.configuration import load_config
-from astra_env.learner import ContrastiveLearner
+from astra_env.config.reading import load_config
+from astra_env.config.schema import ExperimentConfig
+from astra_env.learner.contrastive import ContrastiveLearner
 from astra_env.losses import interleave, multi_view_nt_xent, nt_xent
 from astra_env.objectives import OBJECTIVES, Batch, DeACL, Encoder
 from astra_env.objectives.advcl import Away, high_frequencies

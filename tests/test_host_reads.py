@@ -5,11 +5,11 @@ import torch
 from host_reads import HostReads
 
 import agents
-from astra_env.config import ExperimentConfig
-from astra_env.configuration import load_config
+from astra_env.config.reading import load_config
+from astra_env.config.schema import ExperimentConfig
 from astra_env.data import load_dataset
-from astra_env.interaction import interact
-from astra_env.learner import ContrastiveLearner
+from astra_env.learner.contrastive import ContrastiveLearner
+from astra_env.learner.protocol import interact
 from rpat import RPATConfig
 from rpat.config import PRESET_PACKAGE
 from rpat.learner import SupervisedLearner

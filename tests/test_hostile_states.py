@@ -19,18 +19,18 @@ from hypothesis import strategies as st
 import agents
 from agents.sb3 import AgentConfig
 from agents.sb3.run import AgentRun, load_agent
-from astra_env.checkpoint import encode, load_checkpoint, save_checkpoint
-from astra_env.config import ExperimentConfig
-from astra_env.configuration import build_parser, load_config, parse_command_line, to_yaml
+from astra_env.config.reading import build_parser, load_config, parse_command_line, to_yaml
+from astra_env.config.run_configuration import config_of_run
+from astra_env.config.schema import ExperimentConfig
 from astra_env.envs import AttackStrategyEnv
 from astra_env.errors import AstraError, CheckpointError, ConfigError, InputError, RunDirectoryError
-from astra_env.evaluation.loading import load_network
-from astra_env.learner import ContrastiveLearner
-from astra_env.learner_state import PARTS
-from astra_env.run_configuration import config_of_run
-from astra_env.run_directory import RunDirectory
+from astra_env.evaluation.campaign.loading import load_network
+from astra_env.learner.contrastive import ContrastiveLearner
+from astra_env.learner.contrastive_state import PARTS
+from astra_env.storage.checkpoint import encode, load_checkpoint, save_checkpoint
+from astra_env.storage.run_directory import RunDirectory
 from astra_env.strategy import AttackStrategy
-from astra_env.trainer import Trainer
+from astra_env.training.trainer import Trainer
 from rpat import RPATConfig
 from rpat import Trainer as SupervisedTrainer
 from rpat.config import PRESET_PACKAGE
@@ -292,7 +292,7 @@ def test_yaml_that_is_a_trap_is_refused_at_once_by_file_and_by_command_line(tmp_
     text, message = TRAPS[trap]
     path = tmp_path / "config.yaml"
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
-    for cls, package in ((ExperimentConfig, "astra_env.configs"), (RPATConfig, PRESET_PACKAGE)):
+    for cls, package in ((ExperimentConfig, "astra_env.config.presets"), (RPATConfig, PRESET_PACKAGE)):
         if cls is RPATConfig:
             path.write_bytes(path.read_bytes().replace(b"learner:", b"network:"))
             message = message.replace("learner:", "network:")
@@ -342,8 +342,8 @@ def test_what_a_checkpoint_says_of_its_policy_is_compared_never_imported(trainer
 
 
 def test_an_evaluation_imports_no_code_that_only_the_run_names(tmp_path, learner):
-    from astra_env.evaluation.config import EvaluationConfig
-    from astra_env.evaluation.runner import with_data_of_run
+    from astra_env.evaluation.campaign.config import EvaluationConfig
+    from astra_env.evaluation.campaign.runner import with_data_of_run
 
     file = tmp_path / "run" / "checkpoints" / "last.pt"
     save_checkpoint(file, learner.state_dict())

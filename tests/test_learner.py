@@ -7,11 +7,11 @@ import torch
 
 import agents
 from astra_env.attacks import frozen
-from astra_env.config import ExperimentConfig
-from astra_env.configuration import load_config
+from astra_env.config.reading import load_config
+from astra_env.config.schema import ExperimentConfig
 from astra_env.errors import CheckpointError, ConfigError, DataError, Diverged, InputError
-from astra_env.interaction import interact
-from astra_env.learner import ContrastiveLearner
+from astra_env.learner.contrastive import ContrastiveLearner
+from astra_env.learner.protocol import interact
 from astra_env.losses import mixed_nt_xent, nt_xent
 from astra_env.strategy import AttackStrategy
 

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from astra_env.config import ExperimentConfig
-from astra_env.configuration import load_config
+from astra_env.config.reading import load_config
+from astra_env.config.schema import ExperimentConfig
 from astra_env.errors import ConfigError
-from astra_env.learner import ContrastiveLearner
-from astra_env.learners import LEARNERS, learner_class, make_learner
-from rpat.strategy_learner import StrategyLearner
+from astra_env.learner.contrastive import ContrastiveLearner
+from astra_env.learner.make import LEARNERS, learner_class, make_learner
+from rpat.under_policy.learner import StrategyLearner
 
 
 class Untrained:
@@ -28,7 +28,7 @@ def test_a_name_of_an_installed_package_is_found_through_its_entry_points(tmp_pa
     installed.mkdir()
     (installed / "METADATA").write_text("Metadata-Version: 2.1\nName: somebody\nVersion: 1.0\n")
     (installed / "entry_points.txt").write_text(
-        "[astra_env.learners]\ntheirs = rpat.strategy_learner:StrategyLearner\nbroken = no_such_module:Learner\n"
+        "[astra_env.learners]\ntheirs = rpat.under_policy.learner:StrategyLearner\nbroken = no_such_module:Learner\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     assert learner_class("theirs") is StrategyLearner
@@ -54,6 +54,6 @@ def test_what_is_no_learner_is_refused_before_it_is_built():
     with pytest.raises(ConfigError, match=r"learner\.kind: .*Untrained' cannot train, it lacks .*observation"):
         learner_class(f"{__name__}:Untrained")
     with pytest.raises(ConfigError, match="lacks learning_rate, load_state_dict, observation, state_dict, step"):
-        learner_class("astra_env.protocols:Learner")
+        learner_class("astra_env.learner.protocol:Learner")
     with pytest.raises(ConfigError, match="expected a class, but 'math:pi' is float"):
         learner_class("math:pi")

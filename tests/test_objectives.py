@@ -10,11 +10,11 @@ from torch.nn.functional import cosine_similarity, normalize
 
 import agents
 from astra_env.attacks import frozen
-from astra_env.config import ExperimentConfig
-from astra_env.configuration import load_config
+from astra_env.config.reading import load_config
+from astra_env.config.schema import ExperimentConfig
 from astra_env.errors import CheckpointError, ConfigError
-from astra_env.evaluation.loading import load_network
-from astra_env.learner import ContrastiveLearner
+from astra_env.evaluation.campaign.loading import load_network
+from astra_env.learner.contrastive import ContrastiveLearner
 from astra_env.losses import barlow_twins, multi_view_nt_xent, nt_xent
 from astra_env.objectives import OBJECTIVES, Batch
 from astra_env.objectives.advcl import high_frequencies

@@ -9,15 +9,16 @@ from random_weights import randomized
 from torch import nn
 
 import agents
-from astra_env.building import build_augment, build_target
-from astra_env.config import ExperimentConfig, TargetConfig
-from astra_env.configuration import load_config
+from astra_env.augment.simclr import build_augment
+from astra_env.config.reading import load_config
+from astra_env.config.schema import ExperimentConfig, TargetConfig
 from astra_env.envs import AttackStrategyEnv, InstanceAttackStrategyVectorEnv
 from astra_env.errors import ConfigError
-from astra_env.interaction import interact
-from astra_env.interchange import fold_branch, read_safetensors
-from astra_env.learner import ContrastiveLearner
+from astra_env.export import fold_branch, read_safetensors
+from astra_env.learner.contrastive import ContrastiveLearner
+from astra_env.learner.protocol import interact
 from astra_env.models import NORMALIZATIONS
+from astra_env.models.build import build_target
 from astra_env.models.folded import Folded
 from astra_env.strategy import AttackStrategy
 
@@ -137,7 +138,7 @@ def test_every_head_can_be_folded_for_attacks(head):
 @torch.no_grad()
 @pytest.mark.parametrize("normalize", ["none", "cifar10", "cifar100", "imagenet"])
 def test_networks_normalise_as_they_are_told_and_exports_say_so(normalize, tmp_path):
-    from astra_env.interchange import write_export
+    from astra_env.export import write_export
 
     network = tiny_target(normalize=normalize)
     images = torch.rand(3, 3, 8, 8, generator=torch.Generator().manual_seed(0))

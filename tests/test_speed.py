@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from astra_env.config import ExperimentConfig, LearnerConfig
-from astra_env.configuration import load_config
+from astra_env.compute import Speed, multiplies_bf16, tf32
+from astra_env.config.reading import load_config
+from astra_env.config.schema import ExperimentConfig, LearnerConfig
 from astra_env.data import load_dataset
 from astra_env.errors import ConfigError
-from astra_env.learner import ContrastiveLearner
-from astra_env.speed import Speed, multiplies_bf16, tf32
+from astra_env.learner.contrastive import ContrastiveLearner
 from rpat import RPATConfig
 from rpat.config import PRESET_PACKAGE
 

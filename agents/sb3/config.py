@@ -5,7 +5,7 @@ from typing import Any
 
 from astra_env.errors import ConfigError
 
-CONFIG_PACKAGE = "agents.configs"
+CONFIG_PACKAGE = "agents.presets"
 ENVIRONMENTS = ("attack_strategy", "instance")
 ALGORITHMS = ("ppo", "a2c", "dqn", "sac", "td3", "trpo", "recurrent_ppo")
 ACTION_WRAPPERS = {"dqn": "discrete", "sac": "box", "td3": "box"}

@@ -59,7 +59,7 @@ class ResNetExtractor(BaseFeaturesExtractor):
 
     def forward(self, observations: Tensor) -> Tensor:
         """Views (N, 3, H, W) in [0, 1] -> features (N, features_dim)."""
-        return self.trunk.embed(observations)
+        return self.trunk.embed(observations.contiguous())
 
 
 class RolloutCallback(BaseCallback):

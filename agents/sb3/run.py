@@ -14,15 +14,15 @@ import agents
 from agents import sb3
 from agents.sb3.config import AgentConfig
 from agents.sb3.state import agent_state, load_agent_state, read_parameters
-from astra_env.checkpoint import write_atomically
 from astra_env.envs import play
 from astra_env.envs.training import random_state, set_random_state
 from astra_env.errors import CheckpointError, InputError
-from astra_env.interrupts import GracefulStop
-from astra_env.protocols import Policy
-from astra_env.run_directory import RunDirectory
-from astra_env.state_checks import UNFIT, one_line
+from astra_env.learner.protocol import Policy
+from astra_env.storage.checkpoint import write_atomically
+from astra_env.storage.run_directory import RunDirectory
+from astra_env.storage.state import UNFIT, one_line
 from astra_env.strategy import StrategySpace
+from astra_env.training.interrupts import GracefulStop
 
 
 class AgentRun:

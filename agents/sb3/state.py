@@ -16,9 +16,9 @@ import torch
 from stable_baselines3.common.base_class import BaseAlgorithm
 from torch import Tensor, nn
 
-from astra_env.checkpoint import decode
 from astra_env.errors import CheckpointError
-from astra_env.state_checks import (
+from astra_env.storage.checkpoint import decode
+from astra_env.storage.state import (
     UNFIT,
     one_line,
     require_count,

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from astra_env.config import COMPILE_MODES
+from astra_env.config.checks import COMPILE_MODES
 from astra_env.errors import ConfigError
 
 BUCKETS = 4

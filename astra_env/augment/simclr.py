@@ -8,6 +8,7 @@ from torch import Tensor
 from astra_env.augment.checks import check_generator, check_images
 from astra_env.augment.color import color_jitter, grayscale, sample_jitter
 from astra_env.augment.crop import resized_crops, sample_crops
+from astra_env.config.schema import ExperimentConfig
 from astra_env.errors import InputError
 
 # On a CPU, work in pieces that stay in its cache; a GPU wants few large kernels.
@@ -119,3 +120,18 @@ class SimCLRAugment:
             return 2 * len(images)
         values = 3 * max(self.image_size**2, images.shape[-1] * images.shape[-2])
         return 2 * max(1, _CPU_VALUES_AT_ONCE // values)
+
+
+def build_augment(config: ExperimentConfig, native_size: int) -> SimCLRAugment:
+    """Build the augmentation of a configuration for images of ``native_size`` pixels."""
+    options = config.views
+    return SimCLRAugment(
+        image_size=options.size or native_size,
+        crop_scale=options.crop_scale,
+        flip_probability=options.flip_probability,
+        jitter=options.jitter,
+        jitter_probability=options.jitter_probability,
+        grayscale_probability=options.grayscale_probability,
+        interpolation=options.interpolation,
+        color_first=options.color_first,
+    )

@@ -5,7 +5,7 @@ from astra_env.data.dataset import ImageDataset
 from astra_env.data.loading import load_dataset
 from astra_env.data.request import DATASETS, ReadRequest
 from astra_env.data.sampler import BatchSampler
-from astra_env.data.subsets import label_fraction, split_validation
+from astra_env.data.subsets import label_fraction, split_labelled, split_validation
 
 __all__ = [
     "DATASETS",
@@ -14,5 +14,6 @@ __all__ = [
     "ReadRequest",
     "label_fraction",
     "load_dataset",
+    "split_labelled",
     "split_validation",
 ]

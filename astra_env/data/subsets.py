@@ -48,6 +48,18 @@ def label_fraction(dataset: ImageDataset, fraction: float, seed: int) -> ImageDa
     Raises:
         DataError: when the set is unlabelled, ``fraction`` is outside (0, 1] or a class would be left empty.
     """
+    return dataset.subset(_fraction_rows(dataset, fraction, seed))
+
+
+def split_labelled(dataset: ImageDataset, fraction: float, seed: int) -> tuple[ImageDataset, ImageDataset]:
+    """Return (the images that :func:`label_fraction` keeps, all others); raises DataError as that does."""
+    kept = _fraction_rows(dataset, fraction, seed)
+    left = torch.ones(len(dataset), dtype=torch.bool)
+    left[kept] = False
+    return dataset.subset(kept), dataset.subset(left.nonzero().flatten())
+
+
+def _fraction_rows(dataset: ImageDataset, fraction: float, seed: int) -> Tensor:
     if not 0 < fraction <= 1:
         raise DataError(f"label fraction: expected a number in (0, 1], got {fraction}")
     groups = _rows_by_class(dataset)
@@ -58,7 +70,7 @@ def label_fraction(dataset: ImageDataset, fraction: float, seed: int) -> ImageDa
             f"label fraction: {fraction} of the {len(groups[empty])} images of class {dataset.classes[empty]!r} "
             f"leaves none; use at least {1 / len(groups[empty]):.3g}"
         )
-    return dataset.subset(_draw(groups, counts, seed))
+    return _draw(groups, counts, seed)
 
 
 def _rows_by_class(dataset: ImageDataset) -> list[Tensor]:

@@ -6,10 +6,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from astra_env.checkpoint import decode, encode
 from astra_env.distributed.world import World
 from astra_env.errors import RunDirectoryError
-from astra_env.run_directory import RunDirectory
+from astra_env.storage.checkpoint import decode, encode
+from astra_env.storage.run_directory import RunDirectory
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter

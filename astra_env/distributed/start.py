@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
-from astra_env.devices import resolve_device
+from astra_env.compute import resolve_device
 from astra_env.distributed.world import ALONE, World
 from astra_env.errors import ConfigError
 

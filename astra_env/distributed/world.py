@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from astra_env.devices import resolve_device
+from astra_env.compute import resolve_device
 from astra_env.errors import ConfigError
 
 Rows = TypeVar("Rows")

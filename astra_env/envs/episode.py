@@ -8,7 +8,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.vector import VectorEnv
 
-from astra_env.protocols import Policy
+from astra_env.learner.protocol import Policy
 
 Listener = Callable[[int, dict[str, float]], None]
 

@@ -14,7 +14,7 @@ from astra_env.distributed.start import joined
 from astra_env.envs.rendering import RENDER_MODES, Recorder
 from astra_env.envs.training import TrainingEnv
 from astra_env.errors import ConfigError, Diverged, InputError
-from astra_env.learners import learner_class
+from astra_env.learner.make import learner_class
 
 AUTORESET_MODES = {"same_step": AutoresetMode.SAME_STEP, "next_step": AutoresetMode.NEXT_STEP}
 

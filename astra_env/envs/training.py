@@ -9,14 +9,14 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from gymnasium.error import ResetNeeded
 
-from astra_env.checkpoint import load_checkpoint, save_checkpoint
-from astra_env.config import ExperimentConfig
-from astra_env.configuration import load_config
+from astra_env.config.reading import load_config
+from astra_env.config.schema import ExperimentConfig
 from astra_env.distributed import ALONE, World
 from astra_env.errors import CheckpointError, Diverged, InputError
-from astra_env.learners import learner_class, make_learner, training_images
-from astra_env.protocols import Learner
-from astra_env.report import StepReport
+from astra_env.learner.make import learner_class, make_learner, training_images
+from astra_env.learner.protocol import Learner, StepReport
+from astra_env.randomness import random_state, set_random_state
+from astra_env.storage.checkpoint import load_checkpoint, save_checkpoint
 from astra_env.strategy import AttackStrategy, StrategySpace
 
 OPTIONS = ("checkpoint", "reset_mask")
@@ -175,22 +175,3 @@ def _checked_options(options: Mapping[str, Any] | None) -> Mapping[str, Any]:
     if not np.all(options.get("reset_mask", True)):
         raise InputError("options.reset_mask: all views belong to one training, so they can only be reset together")
     return options
-
-
-def random_state(random: np.random.Generator) -> dict[str, str]:
-    """Return a PCG64 generator's state; as text, because its numbers have 128 bits."""
-    state: Any = random.bit_generator.state
-    # Half of a 64-bit draw may wait for the next 32-bit one, so it belongs to the state.
-    waiting = {name: str(state[name]) for name in ("has_uint32", "uinteger")}
-    return {**{name: str(value) for name, value in state["state"].items()}, **waiting}
-
-
-def set_random_state(random: np.random.Generator, state: Mapping[str, str]) -> None:
-    """Continue where :func:`random_state` was taken."""
-    numbers = {name: int(value) for name, value in state.items()}
-    random.bit_generator.state = {
-        "bit_generator": "PCG64",
-        "state": {"state": numbers["state"], "inc": numbers["inc"]},
-        "has_uint32": numbers["has_uint32"],
-        "uinteger": numbers["uinteger"],
-    }

@@ -7,15 +7,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from astra_env.evaluation.accuracy import Accuracy
-    from astra_env.evaluation.auto_attack import AutoAttackResult, autoattack
-    from astra_env.evaluation.classifier import EncoderClassifier
-    from astra_env.evaluation.corruption import CorruptionResult, corruption_accuracy
-    from astra_env.evaluation.curves import Curve, noise_curve, path_curve, radius_curve
-    from astra_env.evaluation.final import probe_learner
-    from astra_env.evaluation.finetuning import finetune
-    from astra_env.evaluation.linear import ProbeResult, TrainingAttack, linear_probe, measure_classifier, probe
-    from astra_env.evaluation.robustness import clean_accuracy, robust_accuracy
+    from astra_env.evaluation.measures.accuracy import Accuracy
+    from astra_env.evaluation.measures.auto_attack import AutoAttackResult, autoattack
+    from astra_env.evaluation.measures.corruption import CorruptionResult, corruption_accuracy
+    from astra_env.evaluation.measures.curves import Curve, noise_curve, path_curve, radius_curve
+    from astra_env.evaluation.measures.robustness import clean_accuracy, robust_accuracy
+    from astra_env.evaluation.probes.classifier import EncoderClassifier
+    from astra_env.evaluation.probes.final import probe_learner
+    from astra_env.evaluation.probes.finetuning import finetune
+    from astra_env.evaluation.probes.linear import ProbeResult, TrainingAttack, linear_probe, measure_classifier, probe
+    from astra_env.evaluation.probes.semi_supervision import semi_supervised
 
 __all__ = [
     "Accuracy",
@@ -37,28 +38,30 @@ __all__ = [
     "probe_learner",
     "radius_curve",
     "robust_accuracy",
+    "semi_supervised",
 ]
 
 _HOMES = {
-    "Accuracy": "accuracy",
-    "AutoAttackResult": "auto_attack",
-    "CorruptionResult": "corruption",
-    "Curve": "curves",
-    "EncoderClassifier": "classifier",
-    "ProbeResult": "linear",
-    "TrainingAttack": "linear",
-    "autoattack": "auto_attack",
-    "clean_accuracy": "robustness",
-    "corruption_accuracy": "corruption",
-    "finetune": "finetuning",
-    "linear_probe": "linear",
-    "measure_classifier": "linear",
-    "noise_curve": "curves",
-    "path_curve": "curves",
-    "probe": "linear",
-    "probe_learner": "final",
-    "radius_curve": "curves",
-    "robust_accuracy": "robustness",
+    "Accuracy": "measures.accuracy",
+    "AutoAttackResult": "measures.auto_attack",
+    "CorruptionResult": "measures.corruption",
+    "Curve": "measures.curves",
+    "EncoderClassifier": "probes.classifier",
+    "ProbeResult": "probes.linear",
+    "TrainingAttack": "probes.linear",
+    "autoattack": "measures.auto_attack",
+    "clean_accuracy": "measures.robustness",
+    "corruption_accuracy": "measures.corruption",
+    "finetune": "probes.finetuning",
+    "linear_probe": "probes.linear",
+    "measure_classifier": "probes.linear",
+    "noise_curve": "measures.curves",
+    "path_curve": "measures.curves",
+    "probe": "probes.linear",
+    "probe_learner": "probes.final",
+    "radius_curve": "measures.curves",
+    "robust_accuracy": "measures.robustness",
+    "semi_supervised": "probes.semi_supervision",
 }
 
 

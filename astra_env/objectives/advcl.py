@@ -10,14 +10,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from astra_env.attacks import Objective, frozen
-from astra_env.checkpoint import load_checkpoint
 from astra_env.errors import CheckpointError, ConfigError
 from astra_env.losses import interleave, multi_view_nt_xent
 from astra_env.models import load_official
 from astra_env.objectives.base import OBJECTIVES, Batch, Encoder, Losses, Setting, TrainingObjective
 from astra_env.objectives.pseudo_labels import cluster_counts, label_heads, pseudo_labels
-from astra_env.seeding import derive_seed, generator
-from astra_env.state_checks import require_count, require_tensors
+from astra_env.randomness import derive_seed, generator
+from astra_env.storage.checkpoint import load_checkpoint
+from astra_env.storage.state import require_count, require_tensors
 
 
 @dataclass

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from astra_env.attacks import Contrastive, Objective
 from astra_env.augment import SimCLRAugment
-from astra_env.config import ExperimentConfig
-from astra_env.configuration import load_config
+from astra_env.config.reading import load_config
+from astra_env.config.schema import ExperimentConfig
 from astra_env.data import ImageDataset
 from astra_env.distributed import ALONE, World
 from astra_env.errors import CheckpointError, ConfigError

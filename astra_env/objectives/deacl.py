@@ -11,11 +11,11 @@ from torch import Tensor
 
 from astra_env.attacks import Objective
 from astra_env.augment import PaddedCropAugment, SimCLRAugment
-from astra_env.checkpoint import load_checkpoint
 from astra_env.errors import ConfigError
 from astra_env.models import load_official
 from astra_env.objectives.base import OBJECTIVES, Batch, Encoder, Losses, Setting, TrainingObjective
 from astra_env.objectives.teacher import TeacherTraining
+from astra_env.storage.checkpoint import load_checkpoint
 
 TEACHER_STEPS = 3
 """Length of a teacher's training in trainings of the student: its steps are cheap, and a poor one caps the student."""

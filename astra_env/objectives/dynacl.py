@@ -13,7 +13,7 @@ from astra_env.errors import ConfigError
 from astra_env.losses import interleave, nt_xent
 from astra_env.models import Target
 from astra_env.objectives.base import OBJECTIVES, Batch, Encoder, Losses, Setting, TrainingObjective
-from astra_env.state_checks import require_count, require_tensors
+from astra_env.storage.state import require_count, require_tensors
 
 
 @dataclass

@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from astra_env.clustering import kmeans_labels
 from astra_env.data import ImageDataset
+from astra_env.data.clustering import kmeans_labels
 from astra_env.models import Target
 from astra_env.models.layers import build
 

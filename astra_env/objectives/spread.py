@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from astra_env.config import LearnerConfig
+from astra_env.config.schema import LearnerConfig
 from astra_env.distributed import SharedGradients, World
 from astra_env.distributed.gradients import CachedFeatures
 from astra_env.errors import ConfigError, InputError

@@ -6,15 +6,15 @@ from typing import Any
 
 import torch
 
-from astra_env.building import build_augment
+from astra_env.augment.simclr import build_augment
 from astra_env.data import BatchSampler
 from astra_env.errors import CheckpointError, Diverged
 from astra_env.losses import nt_xent
 from astra_env.models import Target
 from astra_env.objectives.base import Encoder, Setting
 from astra_env.optim import LARS, warmup_cosine
-from astra_env.seeding import derive_seed, generator
-from astra_env.state_checks import (
+from astra_env.randomness import derive_seed, generator
+from astra_env.storage.state import (
     require_count,
     require_generator_state,
     require_mapping,

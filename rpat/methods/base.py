@@ -1,7 +1,7 @@
 """What a method is: an attack and a sum of loss terms; robust perception comes on top of it."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import ClassVar
 
@@ -15,6 +15,7 @@ from astra_env.errors import ConfigError, InputError
 from astra_env.strategy import AttackStrategy
 from rpat.losses import robust_perception_loss
 from rpat.schedules import default_milestones
+from rpat.training_attack import training_mode_attack
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,8 @@ class Step:
         views: augmented views of every image.
         adversarial: x', set by the trainer from the method's :meth:`Method.attack` before the losses are asked for.
         keep_outputs: whether the attack keeps the eval-mode logits of x', which costs one more forward pass.
-        attacked: eval-mode logits for the attack, when not by the model itself (a folded copy of it, say).
+        attacked: eval-mode logits for the attack, when not by the model itself (a folded copy of it, say); None for a
+            method that attacks in training mode.
         attack: what the attack left behind; None before it, or when a method attacks in its own way.
     """
 
@@ -154,6 +156,11 @@ class Step:
             raise InputError("ema: the averaged network has not started yet; a method must look at step.average first")
         return self.forward(self.average, images)
 
+    @torch.no_grad()
+    def move_statistics(self, images: Tensor) -> None:
+        """Forward images in training mode for BatchNorm's running statistics alone, as a released code happens to."""
+        self.forward(self.model, images)
+
     def forward(self, model: nn.Module, images: Tensor) -> Tensor:
         """Return a network's logits in float32, computed in the run's precision."""
         with torch.autocast(images.device.type, self.autocast, enabled=self.autocast is not None):
@@ -169,6 +176,8 @@ class Method:
 
     Attributes:
         views: augmented views of every image.
+        attack_mode: of the network under attack: "eval", or "train", where every step of the attack moves BatchNorm's
+            running statistics and no folded copy can stand for the network.
         hard_labels: whether every image must show one class, which CutMix undoes.
         needs_average: whether the loss uses the averaged network.
         defaults: the published settings.
@@ -178,6 +187,7 @@ class Method:
     hard_labels: ClassVar[bool] = False
     needs_average: ClassVar[bool] = False
     defaults: ClassVar[Defaults] = Defaults()
+    attack_mode: str = "eval"
 
     def budget(self, budget: Budget, progress: Progress) -> Budget:
         """Return the attack of this epoch; the configured one unless a method strengthens it."""
@@ -199,8 +209,16 @@ class Method:
             terms = {**terms, "robust_perception": step.perception.weight * distance}
         return terms
 
-    def pgd(self, step: Step, *, start: Tensor | None = None, objective: Objective | None = None) -> Tensor:
-        """Run the step's attack from ``start`` (default uniform in the ball) on ``objective`` (cross-entropy)."""
+    def after_update(self, step: Step) -> None:
+        """Do what the released code does between the optimiser's step and that of the average; nothing by default."""
+
+    def pgd(
+        self, step: Step, *, start: Tensor | None = None, objective: Objective | None = None, clip_start: bool = True
+    ) -> Tensor:
+        """Run the step's attack from ``start`` (default uniform in the ball) on ``objective`` (cross-entropy).
+
+        ``clip_start`` clips the start to the image box before the network first sees it.
+        """
         step.attack = supervised_attack(
             step.model,
             step.images,
@@ -215,8 +233,27 @@ class Method:
             final_outputs=step.keep_outputs,
             world=step.world,
             groups=step.views,
+            clip_start=clip_start,
         )
         return step.attack.adversarial
+
+    def training_pgd(self, step: Step, start: Tensor) -> Tensor:
+        """Run the step's attack on the network in training mode; raises InputError when a copy stands for it."""
+        if step.attacked is not None:
+            raise InputError("attacked: an attack in training mode needs the network itself; leave it None")
+        result = training_mode_attack(
+            step.model,
+            step.images,
+            step.labels,
+            step.strategy,
+            start,
+            norm=step.budget.norm,
+            forward=lambda images: step.forward(step.model, images),
+            world=step.world,
+        )
+        # Its outputs are in training mode, and what looks at an attack's outputs wants them in eval mode.
+        step.attack = replace(result, outputs=None)
+        return result.adversarial
 
 
 def near_start(step: Step, deviation: float = 0.001) -> Tensor:

@@ -19,8 +19,8 @@ class MART(Method):
         self.beta = require_at_least("beta", beta, 0)
 
     def attack(self, step: Step) -> Tensor:
-        """Ascend the cross-entropy from near x."""
-        return self.pgd(step, start=near_start(step))
+        """Ascend the cross-entropy from near x, outside the image box too."""
+        return self.pgd(step, start=near_start(step), clip_start=False)
 
     def loss(self, step: Step) -> dict[str, Tensor]:
         """BCE(z(x'), y) + beta * mean[KL(p(x) || p(x')) * (1 - p_y(x))]."""

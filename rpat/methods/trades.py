@@ -18,14 +18,18 @@ class TRADES(Method):
         self.beta = require_at_least("beta", beta, 0)
 
     def attack(self, step: Step) -> Tensor:
-        """Ascend KL(p(x) || p(x')) from near x; the clean prediction is fixed, in eval mode."""
+        """Ascend KL(p(x) || p(x')) from near x, outside the image box too; the clean prediction is fixed, eval mode."""
         with frozen(step.model), torch.no_grad():
             clean = step.forward(step.model, step.images)
-        return self.pgd(step, start=near_start(step), objective=KLDivergence(clean))
+        return self.pgd(step, start=near_start(step), objective=KLDivergence(clean), clip_start=False)
 
     def loss(self, step: Step) -> dict[str, Tensor]:
         """CE(z(x), y) + beta * KL(p(x) || p(x'))."""
-        return {
+        terms = {
             "cross_entropy": F.cross_entropy(step.clean_logits, step.labels),
             "divergence": self.beta * trades_kl(step.adv_logits, step.clean_logits),
         }
+        # The released code forwards x once more for the divergence: the same logits in training mode, but BatchNorm's
+        # running statistics move twice. One pass without gradient does as much.
+        step.move_statistics(step.images)
+        return terms

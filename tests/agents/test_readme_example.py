@@ -10,9 +10,9 @@ import pytest
 
 import agents
 from agents import Context
-from astra_env.checkpoint import load_checkpoint
-from astra_env.command_line import run_main
+from astra_env.config.command_line import run_main
 from astra_env.envs import InstanceAttackStrategyVectorEnv, play
+from astra_env.storage.checkpoint import load_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
 

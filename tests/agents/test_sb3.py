@@ -11,14 +11,14 @@ import agents
 from agents import sb3
 from agents.sb3.config import AgentConfig, EvaluationConfig
 from agents.sb3.run import AgentRun, evaluate
-from astra_env.checkpoint import load_checkpoint
-from astra_env.config import ExperimentConfig
-from astra_env.configuration import load_config
+from astra_env.config.reading import load_config
+from astra_env.config.schema import ExperimentConfig
 from astra_env.envs import InstanceAttackStrategyVectorEnv
 from astra_env.errors import ConfigError, InputError
-from astra_env.interaction import interact
-from astra_env.learner import ContrastiveLearner
-from astra_env.run_directory import RunDirectory
+from astra_env.learner.contrastive import ContrastiveLearner
+from astra_env.learner.protocol import interact
+from astra_env.storage.checkpoint import load_checkpoint
+from astra_env.storage.run_directory import RunDirectory
 
 SHORT = {"learner.total_steps": 3}
 
@@ -273,7 +273,7 @@ def test_agent_and_baselines_are_evaluated_on_equal_budgets(env: str, algo: str)
 
 @pytest.mark.parametrize(("env", "num_envs"), [("instance", 7), ("attack_strategy", 1)])
 def test_ppo_learns_to_attack_a_classifier(env: str, num_envs: int) -> None:
-    overrides = {**SHORT, "learner.kind": "rpat.strategy_learner:StrategyLearner"}
+    overrides = {**SHORT, "learner.kind": "rpat.under_policy.learner:StrategyLearner"}
     config = small(env=env, experiment="supervised_tiny", overrides=overrides, num_envs=num_envs)
     model = sb3.make_model("ppo", sb3.make_vec_env(config), config)
     before = parameters(model).clone()

@@ -6,9 +6,9 @@ from types import ModuleType
 
 import pytest
 
-from astra_env.checkpoint import load_checkpoint
-from astra_env.command_line import run_main
+from astra_env.config.command_line import run_main
 from astra_env.models import load_official, target_resnet18
+from astra_env.storage.checkpoint import load_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -48,7 +48,7 @@ def test_train_then_play(
 def test_an_agent_trains_in_a_classifiers_training(
     script: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    overrides = json.dumps({"learner.kind": "rpat.strategy_learner:StrategyLearner", "learner.total_steps": 2})
+    overrides = json.dumps({"learner.kind": "rpat.under_policy.learner:StrategyLearner", "learner.total_steps": 2})
     run = str(tmp_path / "run")
     sizes = ("--num_envs", "9", "--total_timesteps", "36", "--evaluation.fixed_args.epsilon", "8/255")
     training = ("--experiment", "supervised_tiny", "--overrides", overrides)

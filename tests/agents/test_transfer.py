@@ -5,16 +5,16 @@ import sys
 import numpy as np
 import pytest
 import torch
-import train_astra
 
 import agents
 from agents.reinforce import Reinforce
-from astra_env.checkpoint import load_checkpoint
-from astra_env.command_line import run_main
-from astra_env.config import ExperimentConfig
-from astra_env.configuration import load_config
+from astra_env.commands import train as train_astra
+from astra_env.config.command_line import run_main
+from astra_env.config.reading import load_config
+from astra_env.config.schema import ExperimentConfig
 from astra_env.errors import CheckpointError, ConfigError
-from astra_env.learner import ContrastiveLearner
+from astra_env.learner.contrastive import ContrastiveLearner
+from astra_env.storage.checkpoint import load_checkpoint
 from astra_env.strategy import StrategySpace
 
 TINY = ["--config", "tiny", "--quiet", "--learner.total_steps", "4", "--probe.enabled", "false"]

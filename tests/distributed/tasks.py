@@ -14,23 +14,23 @@ import numpy as np
 import torch
 
 import agents
-from astra_env.config import ExperimentConfig
-from astra_env.configuration import build_parser, from_dict, load_config, parse_command_line, to_yaml
+from astra_env.config.reading import build_parser, from_dict, load_config, parse_command_line, to_yaml
+from astra_env.config.schema import ExperimentConfig
 from astra_env.data import load_dataset
 from astra_env.distributed import SharedRun, World
 from astra_env.envs import InstanceAttackStrategyVectorEnv
 from astra_env.errors import AstraError
-from astra_env.evaluation import batches, robustness
-from astra_env.evaluation.config import EvaluationConfig
-from astra_env.evaluation.curves import noise_curve
-from astra_env.evaluation.results import read_results
-from astra_env.evaluation.robustness import clean_accuracy, robust_accuracy
-from astra_env.evaluation.runner import evaluate
-from astra_env.interaction import interact
-from astra_env.learner import ContrastiveLearner
-from astra_env.run_directory import RunDirectory
+from astra_env.evaluation.campaign.config import EvaluationConfig
+from astra_env.evaluation.campaign.results import read_results
+from astra_env.evaluation.campaign.runner import evaluate
+from astra_env.evaluation.measures import batches, robustness
+from astra_env.evaluation.measures.curves import noise_curve
+from astra_env.evaluation.measures.robustness import clean_accuracy, robust_accuracy
+from astra_env.learner.contrastive import ContrastiveLearner
+from astra_env.learner.protocol import interact
+from astra_env.storage.run_directory import RunDirectory
 from astra_env.strategy import AttackStrategy
-from astra_env.trainer import Trainer
+from astra_env.training.trainer import Trainer
 from rpat import Trainer as SupervisedTrainer
 
 SMALL = {"target.norm": "group", "probe.enabled": False, "learner.total_steps": 6, "learner.learning_rate": 2.0}
@@ -190,7 +190,9 @@ def evaluation(world: World, checkpoint: Path, out: Path) -> dict[str, Any]:
     options = {"attacks": ["pgd"], "curves": ["radius", "path"], "head.epochs": 1, "head.augment": False}
     few = {"data.name": "digits", "data.image_size": 8, "data.max_test_images": 40}
     attack = {"attack.steps": 2, "attack.batch_size": 16, "attack.epsilon": ["8/255"]}
-    config = load_config(EvaluationConfig, {}, {**options, **few, **attack}, package="astra_env.evaluation.configs")
+    config = load_config(
+        EvaluationConfig, {}, {**options, **few, **attack}, package="astra_env.evaluation.campaign.presets"
+    )
     for _ in range(2):
         evaluate(config, [checkpoint], out, world=world)
     return (read_results(out) or {}) if world.main else {}
@@ -241,6 +243,6 @@ def refusals(world: World) -> dict[str, str]:
 
 def script(world: World, place: Path, arguments: list[str], resume: bool = False) -> None:
     """Train as the script does, in this process group."""
-    train_astra = importlib.import_module("train_astra")
+    train_astra = importlib.import_module("astra_env.commands.train")
     values = parse_command_line(build_parser(ExperimentConfig), arguments)
     train_astra.run_training(from_dict(ExperimentConfig, values), place, resume=resume, quiet=True, world=world)

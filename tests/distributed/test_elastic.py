@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from distributed.worlds import run_task
 
-from astra_env.checkpoint import load_checkpoint
+from astra_env.storage.checkpoint import load_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE = 120.0

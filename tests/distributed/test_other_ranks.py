@@ -5,10 +5,10 @@ import pytest
 import torch
 from distributed.worlds import run_tasks
 
-from astra_env.checkpoint import save_checkpoint
-from astra_env.config import ExperimentConfig
-from astra_env.configuration import load_config
-from astra_env.learner import ContrastiveLearner
+from astra_env.config.reading import load_config
+from astra_env.config.schema import ExperimentConfig
+from astra_env.learner.contrastive import ContrastiveLearner
+from astra_env.storage.checkpoint import save_checkpoint
 
 EXACT = {"rtol": 1e-5, "atol": 1e-9}
 METHODS = {

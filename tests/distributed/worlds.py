@@ -17,7 +17,7 @@ PATIENCE = 120.0
 PRELOADED = [
     "agents.reinforce",
     "agents.static",
-    "astra_env.trainer",
+    "astra_env.training.trainer",
     "astra_env.envs",
     "rpat.trainer",
     "sklearn.datasets",

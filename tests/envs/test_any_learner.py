@@ -11,27 +11,25 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-import train_astra
 from gymnasium.utils.env_checker import check_env
 from stable_baselines3.common.env_checker import check_env as sb3_check_env
 from tiny_envs import SINGLE, VECTOR
 
 import agents
 from agents import Context
-from astra_env.checkpoint import load_checkpoint
-from astra_env.config import ExperimentConfig
-from astra_env.configuration import load_config
+from astra_env.commands import train as train_astra
+from astra_env.config.reading import load_config
+from astra_env.config.schema import ExperimentConfig
 from astra_env.data import BatchSampler
 from astra_env.envs import AttackStrategyEnv, InstanceAttackStrategyVectorEnv, play
 from astra_env.envs.observation import BOUNDS
 from astra_env.errors import ConfigError, Diverged
-from astra_env.interaction import interact
-from astra_env.learners import make_learner
-from astra_env.protocols import Learner
-from astra_env.report import StepReport
+from astra_env.learner.make import make_learner
+from astra_env.learner.protocol import Learner, StepReport, interact
+from astra_env.storage.checkpoint import load_checkpoint
 from astra_env.strategy import StrategySpace
 
-SUPERVISED = {"learner.kind": "rpat.strategy_learner:StrategyLearner"}
+SUPERVISED = {"learner.kind": "rpat.under_policy.learner:StrategyLearner"}
 ENTRY = {name: index for index, name in enumerate(BOUNDS)}
 ACTION = np.array([1, 2, 0])
 

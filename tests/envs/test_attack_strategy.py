@@ -8,13 +8,13 @@ import pytest
 import torch
 from tiny_envs import make_single
 
-from astra_env.checkpoint import save_checkpoint
-from astra_env.config import ExperimentConfig
-from astra_env.configuration import load_config
+from astra_env.config.reading import load_config
+from astra_env.config.schema import ExperimentConfig
 from astra_env.envs import BoxStrategy, DiscreteStrategy
 from astra_env.envs.observation import BOUNDS
 from astra_env.errors import CheckpointError, ConfigError, InputError
-from astra_env.learner import ContrastiveLearner
+from astra_env.learner.contrastive import ContrastiveLearner
+from astra_env.storage.checkpoint import save_checkpoint
 
 ENTRY = {name: index for index, name in enumerate(BOUNDS)}
 ACTION = np.array([1, 2, 0])

@@ -10,12 +10,12 @@ from tiny_envs import make_vector
 
 import agents
 from agents import Context
-from astra_env.config import ExperimentConfig
-from astra_env.configuration import load_config
+from astra_env.config.reading import load_config
+from astra_env.config.schema import ExperimentConfig
 from astra_env.envs import InstanceAttackStrategyVectorEnv, play
 from astra_env.errors import ConfigError, InputError
-from astra_env.interaction import interact
-from astra_env.learner import ContrastiveLearner
+from astra_env.learner.contrastive import ContrastiveLearner
+from astra_env.learner.protocol import interact
 
 
 def actions_for(env: Any, seed: int = 0) -> np.ndarray:

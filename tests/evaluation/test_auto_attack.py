@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import nn
 
-from astra_env.checkpoint import load_checkpoint
 from astra_env.errors import CheckpointError, InputError
 from astra_env.evaluation import robust_accuracy
-from astra_env.evaluation.auto_attack import autoattack
-from astra_env.evaluation.batches import take
+from astra_env.evaluation.measures.auto_attack import autoattack
+from astra_env.evaluation.measures.batches import take
+from astra_env.storage.checkpoint import load_checkpoint
 
 pyautoattack = pytest.importorskip("pyautoattack")
 EPSILON = 40 / 255

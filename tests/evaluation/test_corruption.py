@@ -7,13 +7,13 @@ import pytest
 import torch
 from torch import nn
 
-from astra_env.configuration import load_config
+from astra_env.config.reading import load_config
 from astra_env.errors import DataError
 from astra_env.evaluation import corruption_accuracy
-from astra_env.evaluation.config import EvaluationConfig
-from astra_env.evaluation.corruption import EXTRA, STANDARD, check_folder, read_corruption
-from astra_env.evaluation.loading import load_network
-from astra_env.evaluation.parts import Parts
+from astra_env.evaluation.campaign.config import EvaluationConfig
+from astra_env.evaluation.campaign.loading import load_network
+from astra_env.evaluation.measures.corruption import EXTRA, STANDARD, check_folder, read_corruption
+from astra_env.evaluation.measures.parts import Parts
 
 CLASSES = tuple("0123456789")
 IMAGES = 4
@@ -128,8 +128,8 @@ def test_a_malformed_file_is_named(folder, images, message):
 def test_an_evaluation_reports_corruptions_and_leaves_nothing_unfinished(folder, tmp_path):
     from random_weights import randomized
 
-    from astra_env.evaluation.report import markdown
-    from astra_env.evaluation.runner import evaluate
+    from astra_env.evaluation.campaign.report import markdown
+    from astra_env.evaluation.campaign.runner import evaluate
     from astra_env.models import resnet18
 
     torch.save(randomized(resnet18(10, width=4)).state_dict(), tmp_path / "net.pt")
@@ -138,7 +138,7 @@ def test_an_evaluation_reports_corruptions_and_leaves_nothing_unfinished(folder,
         EvaluationConfig,
         None,
         {**settings, "data.name": "digits", "data.image_size": 8},
-        package="astra_env.evaluation.configs",
+        package="astra_env.evaluation.campaign.presets",
     )
     found = evaluate(config, [tmp_path / "net.pt"], tmp_path / "out")
     measured = found["networks"]["net"]["measurements"]["corruptions"]

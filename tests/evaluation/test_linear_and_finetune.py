@@ -5,7 +5,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from astra_env.checkpoint import load_checkpoint
 from astra_env.data import label_fraction
 from astra_env.errors import CheckpointError, DataError, InputError
 from astra_env.evaluation import (
@@ -17,8 +16,11 @@ from astra_env.evaluation import (
     probe,
     robust_accuracy,
 )
-from astra_env.evaluation.finetuning import trades_attack, trades_two_branches
+from astra_env.evaluation.measures.batches import shuffled_batches
+from astra_env.evaluation.probes.finetuning import trades_attack, trades_loss
+from astra_env.evaluation.probes.linear import label_attack
 from astra_env.models import TargetNetwork
+from astra_env.storage.checkpoint import load_checkpoint
 
 NO_ATTACK = TrainingAttack(epsilon=0, step_size=0, steps=0)
 
@@ -118,21 +120,23 @@ def test_a_label_fraction_that_empties_a_class_is_an_error(digits):
         label_fraction(digits[0], 0.001, seed=0)
 
 
-def test_two_branch_trades_is_its_formula(target, digits):
+@pytest.mark.parametrize("natural", ["clean", "adv"])
+def test_trades_is_its_formula_with_the_natural_images_in_either_branch(target, digits, natural):
     classifier = EncoderClassifier(target, 10).double().eval()
     nn.init.normal_(classifier.head.weight, generator=torch.Generator().manual_seed(0))
     images = digits[0].images[:6].double() / 255
     adversarial = (images + 0.1).clamp(0, 1)
     labels = digits[0].labels[:6]
     with torch.no_grad():
-        clean, attacked = classifier(images, "clean").softmax(1), classifier(adversarial, "adv").softmax(1)
+        for norm in (target.bn1.bn_list[1], target.layer1[0].bn1.bn_list[1]):
+            norm.bias.add_(0.3)
+        clean, attacked = classifier(images, natural).softmax(1), classifier(adversarial, "adv").softmax(1)
         expected = 0.0
         for row in range(6):
             divergence = (clean[row] * (clean[row] / attacked[row]).log()).sum()
             expected += (-clean[row, labels[row]].log() + 6 * divergence) / 6
-        assert float(trades_two_branches(classifier, images, adversarial, labels, 6.0)) == pytest.approx(
-            float(expected), rel=1e-9
-        )
+        found = trades_loss(classifier, images, adversarial, labels, 6.0, natural_branch=natural)
+        assert float(found) == pytest.approx(float(expected), rel=1e-9)
 
 
 def test_fine_tuning_trains_both_branches_of_a_copy(target, digits):
@@ -145,6 +149,28 @@ def test_fine_tuning_trains_both_branches_of_a_copy(target, digits):
         assert not torch.allclose(trained, before[f"bn1.bn_list.{branch}.running_mean"])
     assert not torch.allclose(tuned.encoder.conv1.weight, before["conv1.weight"])
     assert tuned.branch == "adv"
+
+
+def test_the_single_route_loss_leaves_the_clean_norms_as_they_are(target, digits):
+    before = snapshot(target)
+    train = digits[0].subset(torch.arange(96))
+    settings = {"epochs": 1, "batch_size": 32, "attack": TrainingAttack(steps=1)}
+    after = finetune(target, train, natural_branch="adv", **settings).encoder.state_dict()
+    clean = [name for name in before if ".bn_list.0." in name or name.startswith("bn_list.0.")]
+    assert clean
+    assert all(torch.equal(after[name], before[name]) for name in clean)
+    assert not torch.allclose(after["bn1.bn_list.1.running_mean"], before["bn1.bn_list.1.running_mean"])
+
+
+def test_an_incomplete_batch_is_left_out_when_asked_for_unless_it_is_the_only_one(digits):
+    train, place = digits[0].subset(torch.arange(70)), torch.device("cpu")
+
+    def sizes(batch_size, drop_last):
+        generator = torch.Generator().manual_seed(0)
+        batches = shuffled_batches(train, batch_size, place, generator, augment=False, drop_last=drop_last)
+        return [len(labels) for _, labels in batches]
+
+    assert [sizes(32, False), sizes(32, True), sizes(100, True)] == [[32, 32, 6], [32, 32], [70]]
 
 
 class _Breaks(TargetNetwork):
@@ -217,15 +243,51 @@ def test_the_fine_tuning_attack_drives_the_branches_apart_within_its_radius(targ
     def divergence(adversarial):
         with torch.no_grad():
             classifier.eval()
-            return float(trades_two_branches(classifier, images, adversarial, labels, 1.0))
+            return float(trades_loss(classifier, images, adversarial, labels, 1.0))
 
     budget = TrainingAttack(epsilon=32 / 255, step_size=8 / 255, steps=5)
-    adversarial = trades_attack(classifier, images, labels, budget, torch.Generator().manual_seed(0))
+    adversarial = trades_attack(classifier, images, labels, budget)
     assert divergence(adversarial) > divergence(images) + 1e-3
     assert float((adversarial - images).abs().max()) == pytest.approx(32 / 255, abs=1e-6)
-    still = trades_attack(classifier, images, labels, TrainingAttack(steps=0), torch.Generator().manual_seed(0))
-    inside = (still > 0) & (still < 1)
-    assert 0 < float((still - images)[inside].std()) < 0.002
+
+
+def test_the_fine_tuning_attack_is_the_published_one_step_for_step(target, digits):
+    """x' starts at x; ten times x' + sign(grad KL(p_clean(x) || p_adv(x'))) * 2/255, into the ball, into the box."""
+    classifier = EncoderClassifier(target, 10).double().eval()
+    nn.init.normal_(classifier.head.weight, generator=torch.Generator().manual_seed(0))
+    images, labels = digits[0].images[:8].double() / 255, digits[0].labels[:8]
+    expected = images.clone()
+    fixed = classifier(images, "clean").detach().softmax(1)
+    for _ in range(10):
+        expected.requires_grad_()
+        loss = (fixed * (fixed.log() - classifier(expected, "adv").log_softmax(1))).sum()
+        (gradient,) = torch.autograd.grad(loss, expected)
+        moved = expected.detach() + 2 / 255 * gradient.sign()
+        expected = torch.minimum(torch.maximum(moved, images - 8 / 255), images + 8 / 255).clamp(0, 1)
+    found = trades_attack(classifier, images, labels, TrainingAttack())
+    assert float(((found - expected).abs() < 1e-6).double().mean()) > 0.999
+    assert torch.equal(trades_attack(classifier, images, labels, TrainingAttack(steps=0)), images)
+
+
+def test_the_attack_of_alf_starts_in_the_ball_outside_the_image_box(target, digits):
+    classifier = EncoderClassifier(target, 10).double().eval()
+    nn.init.normal_(classifier.head.weight, generator=torch.Generator().manual_seed(0))
+    images, labels = digits[0].images[:8].double() / 255, digits[0].labels[:8]
+    seen = []
+    hook = target.normalize.register_forward_pre_hook(lambda module, given: seen.append(given[0].detach().clone()))
+    found = label_attack(classifier, images, labels, TrainingAttack(), torch.Generator().manual_seed(5))
+    hook.remove()
+    start = seen[0]
+    assert float(start.min()) < -1 / 255  # most pixels of a digit are black
+    delta = start - images
+    assert 7 / 255 < float(delta.abs().max()) <= 8 / 255
+    for _ in range(10):
+        delta.requires_grad_()
+        loss = F.cross_entropy(classifier(images + delta), labels)
+        (gradient,) = torch.autograd.grad(loss, delta)
+        delta = (delta.detach() + 2 / 255 * gradient.sign()).clamp(-8 / 255, 8 / 255)
+        delta = (images + delta).clamp(0, 1) - images
+    assert float(((found - images - delta).abs() < 1e-6).double().mean()) > 0.999
 
 
 def test_features_of_the_plain_protocol_are_extracted_once(target, digits):
@@ -237,7 +299,7 @@ def test_features_of_the_plain_protocol_are_extracted_once(target, digits):
 
 
 def test_the_probing_benchmark_times_the_default_recipe_on_features_of_the_size_asked_for():
-    from astra_env.benchmarking.probing import measure
+    from benchmarking.probing import measure
 
     found = measure(images=40, dimensions=20, epochs=2)
     assert (found["features"], found["epochs"], found["batch_size"]) == ([40, 20], 2, 512)

@@ -8,11 +8,9 @@ import yaml
 from random_weights import randomized
 from torch import nn
 
-from astra_env.building import build_target
-from astra_env.checkpoint import save_checkpoint
-from astra_env.config import TargetConfig
+from astra_env.config.schema import TargetConfig
 from astra_env.errors import CheckpointError
-from astra_env.evaluation.loading import load_network, network_for
+from astra_env.evaluation.campaign.loading import load_network, network_for
 from astra_env.models import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -25,7 +23,9 @@ from astra_env.models import (
     target_resnet18,
     wide_resnet,
 )
+from astra_env.models.build import build_target
 from astra_env.models.interop import weights_of
+from astra_env.storage.checkpoint import save_checkpoint
 
 TINY = {"width": 4, "blocks": (1, 2, 1), "feature_dim": 6, "hidden_dim": 8}
 IMAGES = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))

@@ -2,19 +2,21 @@
 
 import copy
 import sys
+from dataclasses import replace
 
 import lp_aft as script
 import pytest
 import torch
-import train_astra
 
-from astra_env.clustering import kmeans_labels
-from astra_env.command_line import run_main
+from astra_env.commands import train as train_astra
+from astra_env.config.command_line import run_main
 from astra_env.data import load_dataset
+from astra_env.data.clustering import kmeans_labels
 from astra_env.errors import ConfigError, InputError
-from astra_env.evaluation import lp_aft as module
-from astra_env.evaluation.loading import load_network
-from astra_env.evaluation.lp_aft import LPAFTConfig, lp_aft, pseudo_labelled
+from astra_env.evaluation.campaign.loading import load_network
+from astra_env.evaluation.probes import lp_aft as module
+from astra_env.evaluation.probes.lp_aft import LPAFTConfig, lp_aft, pseudo_labelled
+from astra_env.evaluation.probes.single_route import single_route
 from astra_env.models import target_resnet18
 
 SMALL = LPAFTConfig(clusters=4, probe_epochs=1, epochs=1, attack_steps=1, batch_size=32, augment=False)
@@ -71,9 +73,39 @@ def test_the_fine_tuning_starts_from_the_probed_head_with_the_published_numbers(
     tuned = lp_aft(encoder, digits, SMALL)
     assert seen["head"].weight.abs().sum() > 0
     assert (seen["learning_rate"], seen["weight_decay"], seen["beta"]) == (0.1, 1e-4, 6.0)
+    assert (seen["natural_branch"], seen["drop_last"]) == ("adv", True)
     assert [round(point * LPAFTConfig().epochs) for point in seen["decay_points"]] == [10, 20]
     assert all(torch.equal(before[name], tensor) for name, tensor in encoder.state_dict().items())
     assert not torch.equal(tuned.conv1.weight, encoder.conv1.weight)
+
+
+def test_both_published_forms_train_the_same_route_and_differ_in_what_they_keep(encoder, digits):
+    images = digits.images[:4].float() / 255
+    single = lp_aft(encoder, digits, SMALL)
+    both = lp_aft(encoder, digits, replace(SMALL, branches="both"))
+    with torch.no_grad():
+        assert torch.equal(single.embed(images, "adv"), both.embed(images, "adv"))
+        assert torch.equal(single.embed(images, "adv"), single.embed(images, "clean"))
+        assert not torch.allclose(both.embed(images, "adv"), both.embed(images, "clean"))
+    assert not any("bn_list.1." in name for name in single.state_dict())
+    for name, tensor in encoder.state_dict().items():
+        if "bn_list.0." in name:
+            assert torch.equal(both.state_dict()[name], tensor)
+
+
+@pytest.mark.parametrize("branch", ["clean", "adv"])
+def test_a_single_route_answers_as_its_branch_did(encoder, digits, branch):
+    with torch.no_grad():
+        for norm in (encoder.bn1.bn_list[1], encoder.fc.bn1.bn_list[1]):
+            norm.bias.add_(1)
+    images = digits.images[:4].float() / 255
+    alone = single_route(encoder, branch)
+    with torch.no_grad():
+        assert torch.equal(alone(images), encoder(images, branch))
+        assert not torch.allclose(encoder(images, "clean"), encoder(images, "adv"))
+    assert (alone.norm, encoder.norm) == ("single", "branch")
+    with pytest.raises(InputError, match="branch: expected one of 'clean', 'adv', got 'pgd'"):
+        single_route(encoder, "pgd")
 
 
 def test_the_script_writes_an_encoder_that_loads_as_one_and_refuses_what_it_cannot_use(tmp_path, monkeypatch, capsys):
@@ -83,6 +115,7 @@ def test_the_script_writes_an_encoder_that_loads_as_one_and_refuses_what_it_cann
     assert run(monkeypatch, script, tmp_path / "run", "--out", tmp_path / "tuned", *few, "--device", "cpu") == 0
     first, second = (load_network(tmp_path / name) for name in ("run", "tuned"))
     assert (second.kind, second.branch) == ("encoder", "adv")
+    assert (first.network.norm, second.network.norm) == ("branch", "single")
     assert second.run["data"]["name"] == "digits"
     assert first.digest != second.digest
     assert not (tmp_path / "tuned" / "finetuning.pt").exists()
@@ -93,6 +126,10 @@ def test_the_script_writes_an_encoder_that_loads_as_one_and_refuses_what_it_cann
     assert "--out" in capsys.readouterr().err
     assert run(monkeypatch, script, tmp_path / "run", "--out", tmp_path / "x", "--clusters", "1") == 2
     assert "clusters: expected an integer >= 2, got 1" in capsys.readouterr().err
+    assert run(monkeypatch, script, tmp_path / "run", "--out", tmp_path / "x", "--branches", "clean") == 2
+    assert "branches: expected one of adv, both, got 'clean'" in capsys.readouterr().err
+    assert run(monkeypatch, script, tmp_path / "run", "--out", tmp_path / "both", "--branches", "both", *few) == 0
+    assert load_network(tmp_path / "both").network.norm == "branch"
     lonely = tmp_path / "alone.pt"
     lonely.write_bytes((tmp_path / "run" / "checkpoints" / "last.pt").read_bytes())
     assert run(monkeypatch, script, lonely, "--out", tmp_path / "x", *few) == 2

@@ -9,9 +9,9 @@ from torch import nn
 
 from astra_env.errors import DataError, InputError
 from astra_env.evaluation import Accuracy, clean_accuracy, noise_curve, path_curve, radius_curve, robust_accuracy
-from astra_env.evaluation.batches import take
-from astra_env.evaluation.parts import Parts
-from astra_env.evaluation.robustness import pgd_attack
+from astra_env.evaluation.measures.batches import take
+from astra_env.evaluation.measures.parts import Parts
+from astra_env.evaluation.measures.robustness import pgd_attack
 
 EPSILON = 40 / 255
 

@@ -8,19 +8,19 @@ import torch
 import yaml
 from random_weights import randomized
 
-from astra_env.checkpoint import save_checkpoint
-from astra_env.configuration import load_config
+from astra_env.config.reading import load_config
 from astra_env.data import label_fraction, split_validation
 from astra_env.errors import CheckpointError, ConfigError, DataError
 from astra_env.evaluation import clean_accuracy, linear_probe, robust_accuracy
-from astra_env.evaluation.batches import take
-from astra_env.evaluation.config import EvaluationConfig
-from astra_env.evaluation.heads import classifier_for
-from astra_env.evaluation.loading import load_network
-from astra_env.evaluation.report import chosen, markdown
-from astra_env.evaluation.runner import evaluate
+from astra_env.evaluation.campaign.config import EvaluationConfig
+from astra_env.evaluation.campaign.heads import classifier_for
+from astra_env.evaluation.campaign.loading import load_network
+from astra_env.evaluation.campaign.report import chosen, markdown
+from astra_env.evaluation.campaign.runner import evaluate
+from astra_env.evaluation.measures.batches import take
 from astra_env.models import resnet18, target_resnet18
 from astra_env.plotting.evaluation import plot_evaluation
+from astra_env.storage.checkpoint import save_checkpoint
 
 QUICK = {
     "data.max_test_images": 60,
@@ -32,7 +32,7 @@ QUICK = {
 
 
 def config(**changes):
-    return load_config(EvaluationConfig, None, {**QUICK, **changes}, package="astra_env.evaluation.configs")
+    return load_config(EvaluationConfig, None, {**QUICK, **changes}, package="astra_env.evaluation.campaign.presets")
 
 
 def write_run(folder, *, seeds=(0,), settings=None):
@@ -195,8 +195,8 @@ def test_every_kept_checkpoint_is_measured_and_held_out_images_choose(run, digit
 
 
 def test_the_slice_that_a_run_held_out_itself_is_used_again(digits, tmp_path):
-    from astra_env.evaluation.runner import held_out_slice
-    from astra_env.seeding import derive_seed
+    from astra_env.evaluation.campaign.runner import held_out_slice
+    from astra_env.randomness import derive_seed
 
     run = write_run(tmp_path / "run", settings={"validation": {"size": 50}})
     rest, held_out = held_out_slice(config(), load_network(run), digits[0])
@@ -207,7 +207,7 @@ def test_the_slice_that_a_run_held_out_itself_is_used_again(digits, tmp_path):
 
 def test_the_slice_held_out_of_a_part_of_the_training_images_is_found_again(tmp_path):
     from astra_env.data import load_dataset
-    from astra_env.evaluation.runner import held_out_slice
+    from astra_env.evaluation.campaign.runner import held_out_slice
     from rpat.config import RPATConfig
     from rpat.splits import load_splits
 
@@ -221,7 +221,7 @@ def test_the_slice_held_out_of_a_part_of_the_training_images_is_found_again(tmp_
     trained = load_config(
         RPATConfig,
         {"data": {"name": "digits", "image_size": 8, "max_images": 200}, "validation": {"size": 40}, "seed": 3},
-        package="rpat.configs",
+        package="rpat.presets",
     ).resolved()
     fitted, expected, _ = load_splits(trained, torch.device("cpu"))
     rest, held_out = held_out_slice(config(), load_network(run), load_dataset("digits", image_size=8))
@@ -242,7 +242,7 @@ def test_adversarial_fine_tuning_is_kept_and_not_repeated(run, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"protocol": "linear"}, "protocol: expected one of auto, slf, alf, aff, none, got 'linear'"),
+        ({"protocol": "linear"}, "protocol: expected one of auto, slf, alf, aff, semi_supervised, none, got 'linear'"),
         ({"attacks": ["fgsm"]}, "attacks: expected one of pgd, cw, autoattack, autoattack_quick, got 'fgsm'"),
         ({"curves": ["loss"]}, "curves: expected one of radius, noise, path"),
         ({"label_fraction": 0.0}, "label_fraction: expected a number above 0"),
@@ -259,7 +259,7 @@ def test_bad_settings_are_named(changes, message):
 
 
 def test_an_encoder_cannot_be_evaluated_without_a_head(run, tmp_path):
-    with pytest.raises(CheckpointError, match="choose --protocol slf, alf or aff"):
+    with pytest.raises(CheckpointError, match="choose --protocol slf, alf, aff or semi_supervised"):
         evaluate(config(protocol="none"), [run], tmp_path)
 
 

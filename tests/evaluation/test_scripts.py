@@ -14,11 +14,11 @@ import torch
 import yaml
 from random_weights import randomized
 
-from astra_env.checkpoint import save_checkpoint
 from astra_env.data import load_dataset
 from astra_env.evaluation import clean_accuracy
-from astra_env.interchange import load_robustbench
+from astra_env.export import load_robustbench
 from astra_env.models import resnet18, target_resnet18
+from astra_env.storage.checkpoint import save_checkpoint
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 QUICK = ("--quiet", "--data.max_test_images", "60", "--head.epochs", "2", "--head.augment", "false")

@@ -5,15 +5,15 @@ import sys
 import export
 import pytest
 import torch
-import train_astra
 
 from astra_env.attacks import contrastive_pgd
-from astra_env.command_line import run_main
-from astra_env.config import ExperimentConfig
-from astra_env.configuration import load_config
+from astra_env.commands import train as train_astra
+from astra_env.config.command_line import run_main
+from astra_env.config.reading import load_config
+from astra_env.config.schema import ExperimentConfig
 from astra_env.errors import ConfigError, InputError
-from astra_env.evaluation.loading import load_network
-from astra_env.learner import ContrastiveLearner
+from astra_env.evaluation.campaign.loading import load_network
+from astra_env.learner.contrastive import ContrastiveLearner
 from astra_env.losses import nt_xent
 from astra_env.models import target_vit
 from astra_env.models.vit import positions

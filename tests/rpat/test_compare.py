@@ -1,21 +1,11 @@
 """The comparison's report: means, pairs by seed, and what it does not cover."""
 
 import argparse
-import importlib.util
 import json
-from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "compare_rpat.py"
-
-
-@pytest.fixture(scope="module")
-def compare():
-    spec = importlib.util.spec_from_file_location("compare_rpat", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+from astra_env.commands import compare_rpat as compare
 
 
 def result(method, perception, seed, clean):
@@ -23,7 +13,7 @@ def result(method, perception, seed, clean):
     return {"method": method, "robust_perception": perception, "seed": seed, **scores}
 
 
-def test_the_report_pairs_runs_by_seed_and_names_those_that_are_missing(compare, tmp_path):
+def test_the_report_pairs_runs_by_seed_and_names_those_that_are_missing(tmp_path):
     results = [
         result("pgd_at", False, 0, 0.5),
         result("pgd_at", True, 0, 0.6),
@@ -50,8 +40,8 @@ def test_the_report_pairs_runs_by_seed_and_names_those_that_are_missing(compare,
     assert (tmp_path / "cifar10.png").read_bytes()[:4] == b"\x89PNG"
 
 
-def test_every_run_of_a_suite_has_the_same_budget(compare):
-    from astra_env.configuration import load_config
+def test_every_run_of_a_suite_has_the_same_budget():
+    from astra_env.config.reading import load_config
     from rpat.config import PRESET_PACKAGE, RPATConfig
 
     for suite in compare.SUITES.values():

@@ -1,11 +1,12 @@
 """Presets, the settings a method brings, and what bad input is told."""
 
 import warnings
+from dataclasses import replace
 
 import pytest
 import yaml
 
-from astra_env.configuration import from_dict, load_config, presets, read_source, to_yaml
+from astra_env.config.reading import from_dict, load_config, presets, read_source, to_dict, to_yaml
 from astra_env.errors import ConfigError, InputError
 from rpat.config import PRESET_PACKAGE, RPATConfig
 from rpat.schedules import cosine, default_milestones, piecewise
@@ -35,6 +36,18 @@ def test_presets_cover_the_papers_data_sets_in_both_norms():
     assert (l2.norm, l2.budget.steps) == ("l2", 10)
     assert (l2.budget.epsilon, l2.budget.step_size) == pytest.approx((128 / 255, 15 / 255))
     assert l2.data.name == "cifar100"
+
+
+def test_presets_of_the_papers_keep_the_last_batch_and_those_of_rebat_are_the_released_ones():
+    assert not any(
+        config(f"{data}_{norm}").drop_last for data in ("cifar10", "tiny_imagenet") for norm in ("linf", "l2")
+    )
+    for data in ("cifar10", "cifar100"):
+        rebat = config(f"rebat_{data}").resolved()
+        assert (rebat.method, rebat.data.name, rebat.epochs, rebat.drop_last) == ("rebat", data, 200, False)
+        assert (rebat.make_method().attack_mode, rebat.network.normalize) == ("train", "cifar10")
+        plain = config(f"{data}_linf", method="rebat").resolved()
+        assert replace(rebat, method_args={}, network=replace(rebat.network, normalize="data")) == plain
 
 
 @pytest.mark.parametrize(
@@ -83,6 +96,19 @@ def test_learning_rate_falls_at_the_milestones_of_both_lengths():
         ({"method": "rebat", "ema.enabled": False}, r"^ema.enabled: rebat learns .* set --ema.enabled true$"),
         ({"method": "mart", "augment.cutmix": True}, r"^augment.cutmix: mart needs one class per image"),
         ({"method": "consistency", "augment.cutmix": True}, r"^augment.cutmix: consistency needs one class per image"),
+        (
+            {
+                "method": "rebat",
+                "ema.start_epoch": 0,
+                "method_args": {"attack_mode": "train"},
+                "run.fold_batchnorm": True,
+            },
+            r"^method_args.attack_mode: rebat attacks .* cannot be folded .*; set run.fold_batchnorm false or",
+        ),
+        (
+            {"network.normalize": "cifar"},
+            r"^network.normalize: expected one of none, data, imagenet, cifar10, cifar100",
+        ),
         ({"rp_rate": 1.5}, r"^rp_rate: expected a share in \[0, 1\], got 1.5"),
         ({"rp_weight": -1.0}, r"^rp_weight: expected a finite number >= 0, got -1"),
         ({"optimizer.milestones": [9, 3]}, r"^optimizer.milestones: expected rising epochs >= 0, got \[9, 3\]"),
@@ -118,3 +144,16 @@ def test_a_resumed_run_must_compute_the_same(tmp_path):
     check_same_run(config("tiny", **{"run.log_every": 3, "device": "auto", "test.steps": 9}).resolved(), stored)
     with pytest.raises(ConfigError, match=r"optimizer.learning_rate: the run was started with 0.05, got 0.1; resume"):
         check_same_run(config("tiny", **{"optimizer.learning_rate": 0.1}).resolved(), stored)
+
+
+def test_a_run_from_before_a_setting_existed_resumes_with_its_default_only():
+    from rpat.resuming import check_same_run
+
+    older = to_dict(config("tiny", method="trades", method_args={"beta": 2.0}).resolved())
+    del older["drop_last"]
+    stored = yaml.safe_dump(older)
+    check_same_run(config("tiny", method="trades", method_args={"beta": 2.0}).resolved(), stored)
+    with pytest.raises(ConfigError, match="drop_last: the run was started with True, got False"):
+        check_same_run(config("tiny", method="trades", method_args={"beta": 2.0}, drop_last=False).resolved(), stored)
+    with pytest.raises(ConfigError, match="method_args: the run was started with None"):
+        check_same_run(config("tiny", method="trades").resolved(), stored)

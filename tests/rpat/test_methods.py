@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from astra_env.attacks import KLDivergence, supervised_pgd
+from astra_env.attacks import KLDivergence, supervised_attack
 from astra_env.errors import ConfigError, InputError
 from astra_env.models import resnet18
 from rpat.losses import jensen_shannon, mart_loss, rebat_kl, rpat_plus_plus_loss, trades_kl
@@ -94,11 +94,14 @@ def test_without_robust_perception_the_mixed_images_are_never_seen(name):
 
 
 @pytest.mark.parametrize(("name", "forwards"), [("pgd_at", 3), ("trades", 3), ("mart", 3), ("consistency", 3)])
-def test_every_input_is_forwarded_once_and_apart_from_the_others(name, forwards):
+def test_every_input_is_forwarded_once_with_gradient_and_apart_from_the_others(name, forwards):
     step, calls = make_step(network()), []
-    step.model.register_forward_hook(lambda module, inputs, output: calls.append(len(inputs[0])))
+    step.model.register_forward_hook(
+        lambda module, inputs, output: calls.append((len(inputs[0]), output.requires_grad))
+    )
     make_method(name).terms(step)
-    assert calls == [8] * forwards
+    assert [rows for rows, learned in calls if learned] == [8] * forwards
+    assert [rows for rows, learned in calls if not learned] == ([8] if name == "trades" else [])
 
 
 def test_rebat_pulls_towards_the_average_and_robust_perception_replaces_the_pull():
@@ -152,10 +155,8 @@ def test_trades_ascends_the_divergence_from_near_the_image_in_eval_mode():
     start = 0.001 * torch.randn(step.images.shape, generator=source).double()
     with torch.no_grad():
         clean = copy.deepcopy(model).eval()(step.images)
-    expected = supervised_pgd(
-        model, step.images, step.labels, epsilon=8 / 255, step_size=2 / 255, steps=3, init=start,
-        objective=KLDivergence(clean),
-    )  # fmt: skip
+    attack = {"init": start, "objective": KLDivergence(clean), "clip_start": False}
+    expected = supervised_attack(model, step.images, step.labels, step.strategy, **attack).adversarial
     assert torch.equal(ours, expected)
     assert model.training
 
@@ -164,7 +165,8 @@ def test_mart_starts_near_the_image_and_ascends_the_cross_entropy():
     model, source = network(), torch.Generator().manual_seed(7)
     step = make_step(model)
     start = 0.001 * torch.randn(step.images.shape, generator=source).double()
-    expected = supervised_pgd(model, step.images, step.labels, epsilon=8 / 255, step_size=2 / 255, steps=3, init=start)
+    attack = {"init": start, "clip_start": False}
+    expected = supervised_attack(model, step.images, step.labels, step.strategy, **attack).adversarial
     assert torch.equal(make_method("mart").attack(step), expected)
 
 

@@ -8,20 +8,20 @@ import pytest
 import torch
 
 from astra_env.attacks import get_norm
-from astra_env.checkpoint import encode, save_checkpoint
-from astra_env.config import ExperimentConfig
-from astra_env.configuration import load_config
+from astra_env.config.reading import load_config
+from astra_env.config.schema import ExperimentConfig
 from astra_env.errors import CheckpointError, ConfigError, Diverged
-from astra_env.learners import training_images
+from astra_env.learner.make import training_images
+from astra_env.randomness import generator
 from astra_env.rewards import make_reward
-from astra_env.seeding import generator
+from astra_env.storage.checkpoint import encode, save_checkpoint
 from astra_env.strategy import AttackStrategy
 from rpat.learner import SupervisedLearner
-from rpat.strategy_config import supervised_config
-from rpat.strategy_learner import StrategyLearner
-from rpat.strategy_rewards import REWARDS
+from rpat.under_policy.config import supervised_config
+from rpat.under_policy.learner import StrategyLearner
+from rpat.under_policy.rewards import REWARDS
 
-KIND = {"learner.kind": "rpat.strategy_learner:StrategyLearner"}
+KIND = {"learner.kind": "rpat.under_policy.learner:StrategyLearner"}
 WEAK = AttackStrategy.constant(1, 8 / 255, 2, 4 / 255)
 
 
@@ -51,8 +51,11 @@ def mixed_strategy(count=32):
         {"method": "mart"},
         {"method": "consistency", "augment.autoaugment": "second_half"},
         {"method": "rebat", "robust_perception": True, "ema.start_epoch": 0},
+        {"method": "rebat", "ema.start_epoch": 0, "method_args": {"attack_mode": "train"}},
     ],
-    ids=lambda arguments: arguments["method"] + ("_l2" if "norm" in arguments else ""),
+    ids=lambda arguments: "_".join(
+        [arguments["method"], *(name for name in ("norm", "method_args") if name in arguments)]
+    ),
 )
 def test_one_attack_for_all_images_is_the_training_of_the_supervised_package_bit_for_bit(kind_args):
     overrides = {f"learner.kind_args.{name}": value for name, value in kind_args.items()}
@@ -68,6 +71,19 @@ def test_one_attack_for_all_images_is_the_training_of_the_supervised_package_bit
     if kind_args["method"] == "rebat":
         assert torch.equal(weights(learner.final_network), weights(plain.average.module))
         assert learner.final_network is not learner.target
+
+
+@pytest.mark.parametrize("mode", ["train", "eval"])
+def test_an_attack_that_is_only_tried_leaves_no_trace_in_either_attack_mode(mode):
+    learner = make_learner(
+        **{"learner.kind_args.method": "rebat", "learner.kind_args.method_args": {"attack_mode": mode},
+           "learner.kind_args.ema.start_epoch": 0}
+    )  # fmt: skip
+    learner.step(WEAK)
+    before = weights(learner.target).clone()
+    reward = learner.try_attack(mixed_strategy())
+    assert reward.shape == (32,)
+    assert torch.equal(weights(learner.target), before)
 
 
 def test_every_image_stays_in_its_own_ball_and_one_without_steps_keeps_its_start():
@@ -204,6 +220,16 @@ def test_warm_start_takes_the_weights_alone(tmp_path):
         ({"learner.kind_args.epsilon": 0.1}, r"learner\.kind_args\.epsilon: remove it; .* strategy\.epsilon"),
         ({"learner.kind_args.optimizer.learning_rate": 1}, r"the place for it is learner\.learning_rate"),
         ({"learner.kind_args.data.name": "cifar10"}, r"kind_args\.data\.name: remove it; the place for it is data"),
+        ({"learner.kind_args.drop_last": False}, r"kind_args\.drop_last: remove it; an environment shows the same"),
+        (
+            {
+                "learner.fold_batchnorm": True,
+                "learner.kind_args.method": "rebat",
+                "learner.kind_args.method_args": {"attack_mode": "train"},
+                "learner.kind_args.ema.start_epoch": 0,
+            },
+            r"kind_args\.method_args\.attack_mode: rebat attacks the network in training mode",
+        ),
         ({"learner.objective": "simclr"}, r"learner\.objective: 'simclr' is contrastive training's"),
         ({"learner.reward": "astra"}, r"learner\.reward: expected one of adv_loss_gain, constant, look_ahead"),
         ({"learner.reward_args": {"prize": 1}}, r"learner\.reward_args: .*prize"),

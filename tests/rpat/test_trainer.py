@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from astra_env.checkpoint import load_checkpoint, save_checkpoint
-from astra_env.configuration import load_config
+from astra_env.config.reading import load_config
 from astra_env.errors import CheckpointError, ConfigError, DataError, Diverged, RunDirectoryError
 from astra_env.evaluation import clean_accuracy
+from astra_env.storage.checkpoint import load_checkpoint, save_checkpoint
 from rpat import METHODS, RPATConfig, Trainer, load_network
 from rpat.config import PRESET_PACKAGE
 
@@ -55,7 +55,15 @@ def test_training_teaches_digits_and_some_robustness():
 
 @pytest.mark.parametrize(("method", "steps"), [("pgd_at", 2), ("consistency", 4), ("rebat", 5), ("rebat", 3)])
 def test_a_run_broken_off_anywhere_resumes_bit_for_bit(tmp_path, method, steps):
-    settings = {"method": method, "augment.autoaugment": "second_half", "epochs": 2, "test.enabled": False}
+    published = {"method_args": {"attack_mode": "train"}} if steps == 5 else {}
+    settings = {
+        "method": method,
+        **published,
+        "drop_last": steps != 2,
+        "augment.autoaugment": "second_half",
+        "epochs": 2,
+        "test.enabled": False,
+    }
     whole = trainer(**settings)
     whole.fit(tmp_path / "whole")
 
@@ -98,6 +106,40 @@ def test_average_is_an_exponential_mean_of_weights_and_batch_norm_statistics_fro
     averaged = learner.average.module.state_dict()
     for name in ("conv1.weight", "bn1.running_mean", "layer4.1.bn2.running_var", "linear.bias"):
         assert torch.allclose(averaged[name], expected[name], atol=1e-6), name
+
+
+def test_the_average_takes_the_statistics_that_the_pass_after_the_update_leaves():
+    settings = {"method": "rebat", "method_args": {"attack_mode": "train"}, "ema.start_epoch": 0, "ema.decay": 0.9}
+    learner = trainer(**settings).learner
+    before = learner.model.bn1.running_mean.clone()
+    learner.step()
+    assert int(learner.model.bn1.num_batches_tracked) == 2 + 1 + 1 + 1
+    mean = learner.average.module.bn1.running_mean
+    assert torch.allclose(mean, 0.9 * before + 0.1 * learner.model.bn1.running_mean, atol=1e-7)
+
+
+def test_fast_runs_do_without_a_folded_copy_when_the_attack_is_in_training_mode():
+    settings = {"method": "rebat", "ema.start_epoch": 0, "run.fast": True, "run.precision": "fp32"}
+    folded = trainer(**settings).learner
+    unfolded = trainer(**settings, method_args={"attack_mode": "train"}).learner
+    assert folded.speed.fold_batchnorm
+    assert not unfolded.speed.fold_batchnorm
+    assert "loss" in unfolded.step()
+
+
+def test_an_epoch_that_keeps_its_last_batch_trains_on_every_image():
+    run = trainer(drop_last=False, **{"data.max_images": 110, "validation.size": 30, "batch_size": 32, "epochs": 2})
+    sizes = []
+    run.learner.model.register_forward_hook(
+        lambda module, inputs, output: sizes.append(len(inputs[0])) if module.training else None
+    )
+    summary = run.fit()
+    assert summary["steps"] == 6
+    assert sizes[::3] == [32, 32, 16] * 2
+    dropped = trainer(**{"data.max_images": 110, "validation.size": 30, "batch_size": 32, "epochs": 2})
+    assert dropped.learner.total_steps == 4
+    with pytest.raises(ConfigError, match="drop_last: the last batch of an epoch would have 1 of the 33 images"):
+        trainer(drop_last=False, **{"data.max_images": 63, "validation.size": 30, "batch_size": 32})
 
 
 def test_learning_rate_robust_perception_and_attack_follow_the_epoch():
@@ -193,6 +235,9 @@ def test_normalisation_uses_the_training_images_statistics_inside_the_network():
     pixels = learner.train.images.double().div(255).transpose(0, 1).flatten(1)
     assert learner.model.normalize.mean.double() == pytest.approx(pixels.mean(1), rel=1e-5)
     assert learner.model.normalize.std.double() == pytest.approx(pixels.std(1), rel=1e-3)
+    constants = trainer(**{"network.normalize": "cifar10"}).learner.model.normalize
+    assert constants.mean.flatten().tolist() == pytest.approx([0.4914, 0.4822, 0.4465])
+    assert constants.std.flatten().tolist() == pytest.approx([0.2471, 0.2435, 0.2616])
 
 
 def test_labels_that_have_no_logit_and_images_without_label_are_refused(tmp_path):

@@ -13,12 +13,12 @@ import pytest
 import torch
 from PIL import Image
 
-from astra_env.checkpoint import load_checkpoint
-from astra_env.config import ExperimentConfig
-from astra_env.configuration import load_config
+from astra_env.config.reading import load_config
+from astra_env.config.schema import ExperimentConfig
 from astra_env.errors import RunDirectoryError
-from astra_env.learner import ContrastiveLearner
-from astra_env.run_directory import RunDirectory
+from astra_env.learner.contrastive import ContrastiveLearner
+from astra_env.storage.checkpoint import load_checkpoint
+from astra_env.storage.run_directory import RunDirectory
 from astra_env.strategy import AttackStrategy
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -3,15 +3,15 @@
 import json
 import sys
 
-import compare
 import pytest
-import train_astra
 from PIL import Image
 
 import agents
-from astra_env.command_line import run_main
-from astra_env.config import ExperimentConfig
-from astra_env.configuration import load_config
+from astra_env.commands import compare
+from astra_env.commands import train as train_astra
+from astra_env.config.command_line import run_main
+from astra_env.config.reading import load_config
+from astra_env.config.schema import ExperimentConfig
 from astra_env.objectives import objective_factory
 from astra_env.strategy import StrategySpace
 

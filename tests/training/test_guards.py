@@ -6,14 +6,14 @@ import pytest
 import torch
 
 import agents
-from astra_env.checkpoint import load_checkpoint
-from astra_env.config import ExperimentConfig
-from astra_env.configuration import load_config, to_yaml
+from astra_env.config.reading import load_config, to_yaml
+from astra_env.config.schema import ExperimentConfig
 from astra_env.errors import Diverged
-from astra_env.health import HealthWatch
-from astra_env.learner import ContrastiveLearner
-from astra_env.run_directory import RunDirectory
-from astra_env.trainer import Trainer
+from astra_env.learner.contrastive import ContrastiveLearner
+from astra_env.storage.checkpoint import load_checkpoint
+from astra_env.storage.run_directory import RunDirectory
+from astra_env.training.health import HealthWatch
+from astra_env.training.trainer import Trainer
 from rpat import Trainer as SupervisedTrainer
 
 

@@ -8,9 +8,9 @@ import socket
 import pytest
 import torch
 
-from astra_env.checkpoint import load_checkpoint
 from astra_env.errors import CheckpointError, RunDirectoryError
-from astra_env.run_directory import RunDirectory
+from astra_env.storage.checkpoint import load_checkpoint
+from astra_env.storage.run_directory import RunDirectory
 
 
 def test_metrics_written_after_the_checkpoint_are_cut_when_resuming(tmp_path):

@@ -8,8 +8,8 @@ import socket
 import pytest
 
 from astra_env.errors import RunDirectoryError
-from astra_env.run_directory import RunDirectory
-from astra_env.run_lock import acquire, owned, release
+from astra_env.storage.run_directory import RunDirectory
+from astra_env.storage.run_lock import acquire, owned, release
 
 RACERS = 12
 

@@ -1,0 +1,79 @@
+"""What scripts/compare.py compares: methods, ways of choosing the attack, and ablations, by name."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from astra_env.config.schema import ExperimentConfig
+
+FIXED = {"policy": "fixed", "policy_args": {"epsilon": "8/255", "steps": 5, "step_size": "2/255"}}
+ROCL_FIXED = {
+    "policy": "fixed",
+    "policy_args": {"epsilon": "8/255", "steps": 7, "step_size": 0.007},
+    "strategy.step_size": ["1/255", 0.007, "2/255", "3/255", "4/255", "5/255"],
+}
+IMPROVED = {"policy": "reinforce", "learner.reward": "per_view"}
+PAPER = {"policy": "reinforce", "policy_args": {"preset": "paper"}}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One row of the comparison: a sentence about it and what it sets, by dotted key."""
+
+    sentence: str
+    overrides: dict[str, Any] = field(default_factory=dict)
+
+
+def _method(objective: str, sentence: str, attack: dict[str, Any] | None = None) -> Variant:
+    return Variant(sentence, {"learner.objective": objective, **(FIXED if attack is None else attack)})
+
+
+VARIANTS = {
+    "no_attack": _method("simclr", "clean contrastive training"),
+    "acl": _method("acl", "ACL: two streams under 8/255, 5 steps of 2/255"),
+    "dynacl": _method("dynacl", "DynACL: the same under a schedule, with a momentum encoder"),
+    "rocl": _method("rocl", "RoCL: one view attacked, 8/255, 7 steps of .007", ROCL_FIXED),
+    "advcl": _method("advcl", "AdvCL: high-frequency view and pseudo-labels, 8/255, 5 steps of 2/255"),
+    "deacl": _method("deacl", "DeACL: a student of a clean teacher, 8/255, 5 steps of 2/255"),
+    "barlow": _method("barlow", "Barlow Twins under attack, 8/255, 5 steps of 2/255"),
+    "fixed": Variant("ASTrA's loss under 8/255, 5 steps of 2/255: the ablation without a learned strategy", FIXED),
+    "fixed_9": Variant(
+        "the same with 9 steps, about as many as a random strategy takes",
+        {"policy": "fixed", "policy_args": {"epsilon": "8/255", "steps": 9, "step_size": "2/255"}},
+    ),
+    "random": Variant("every view's attack drawn at random from the grids", {"policy": "random", "policy_args": {}}),
+    "paper": Variant("ASTrA as published: REINFORCE on a shared reward", {**PAPER, "learner.reward": "astra"}),
+    "constant": Variant(
+        "the same with a reward that says nothing: the control", {**PAPER, "learner.reward": "constant"}
+    ),
+    "learned": Variant("ASTrA improved: per-view credit, baseline, entropy bonus", IMPROVED),
+    "cost_aware": Variant("the same, paying for every attack step", {**IMPROVED, "learner.reward": "cost_aware"}),
+    "exact": Variant(
+        "learned in float32 without any of the inexact savings",
+        {**IMPROVED, "learner.precision": "fp32", "learner.channels_last": False, "learner.fast": False},
+    ),
+    "fast": Variant("learned with learner.fast: what speed does to the result", {**IMPROVED, "learner.fast": True}),
+    "no_mixed": Variant("ablation of learned: without the mixed loss", {**IMPROVED, "learner.mixed_weight": 0.0}),
+    "single_norm": Variant(
+        "ablation of learned: one BatchNorm for both branches", {**IMPROVED, "target.norm": "single"}
+    ),
+    "acl_astra": _method("acl", "ACL whose attacks are learned", IMPROVED),
+    "dynacl_astra": _method("dynacl", "DynACL whose attacks are learned", IMPROVED),
+    "rocl_astra": _method("rocl", "RoCL whose attacks are learned", IMPROVED),
+    "deacl_astra": _method("deacl", "DeACL whose attacks are learned", IMPROVED),
+}
+
+SUITES = {
+    "short": ("no_attack", "fixed", "learned"),
+    "strategies": ("no_attack", "acl", "dynacl", "random", "paper", "learned", "constant", "cost_aware"),
+    "speed": ("exact", "fast"),
+    "ablation": ("learned", "no_mixed", "fixed", "single_norm"),
+    "methods": ("no_attack", "acl", "dynacl", "rocl", "advcl", "deacl", "barlow", "rocl_astra", "dynacl_astra"),
+}
+
+
+def variant_overrides(name: str, base: ExperimentConfig) -> dict[str, Any]:
+    """Return what a variant sets over ``base``; the published strategy network is made as narrow as the target."""
+    overrides = dict(VARIANTS[name].overrides)
+    if overrides.get("policy_args", {}).get("preset") == "paper":
+        overrides["policy_args"] = {**overrides["policy_args"], "width": base.target.width}
+    return overrides

@@ -1,0 +1,1 @@
+"""Configurations: their dataclasses, how they are read, and the presets."""

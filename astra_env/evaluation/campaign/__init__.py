@@ -1,0 +1,1 @@
+"""A whole evaluation from files to a report: configuration, runner, results."""

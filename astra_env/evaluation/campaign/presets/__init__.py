@@ -1,0 +1,1 @@
+"""Presets of evaluations, read by name through :mod:`astra_env.config.reading`."""

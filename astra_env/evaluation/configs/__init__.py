@@ -1,1 +1,0 @@
-"""Presets of evaluations, read by name through :mod:`astra_env.configuration`."""

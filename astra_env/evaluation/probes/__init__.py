@@ -1,0 +1,1 @@
+"""From an encoder to a classifier: linear probes, fine-tuning, LP-AFT."""

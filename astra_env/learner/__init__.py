@@ -1,0 +1,1 @@
+"""What is trained under a policy's attacks, and what learners and policies expect of each other."""

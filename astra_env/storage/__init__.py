@@ -1,0 +1,1 @@
+"""What a run keeps: checkpoints, run directories, locks, and whether a state fits."""
