@@ -283,3 +283,32 @@ def test_the_same_learning_rate_holds_for_an_epoch():
     assert [len(set(rates[k * length : (k + 1) * length])) for k in range(3)] == [1, 1, 1]
     assert rates[0] == pytest.approx(0.5 * learner.config.learner.learning_rate)
     assert rates[length] == rates[2 * length] == learner.config.learner.learning_rate
+
+
+def watched(learner):
+    """Return the list that collects what the attack's forward passes are given."""
+    seen, outputs = [], learner.objective.outputs
+    learner.objective.outputs = lambda views, branch: (seen.append(views.detach().clone()), outputs(views, branch))[1]
+    return seen
+
+
+@pytest.mark.parametrize(
+    ("objective", "leaves"),
+    [("astra", False), ("rocl", False), ("acl", True), ("dynacl", True), ("deacl", True), ("advcl", True)],
+)
+def test_the_network_first_sees_the_start_clipped_or_as_it_is(objective, leaves):
+    learner = make_learner(objective)
+    seen = watched(learner)
+    learner.step(ATTACK)
+    assert bool((seen[0] < -1 / 255).any()) is leaves
+    assert all((views >= 0).all() and (views <= 1).all() for views in seen[1:])
+
+
+def test_dynacls_views_keep_their_order_when_some_are_attacked_longer():
+    learner = make_learner("dynacl")
+    seen, views = watched(learner), learner.batch().views
+    strategy = AttackStrategy.constant(16, 8 / 255, 1, 4 / 255)
+    strategy.steps[[1, 6]] = 3
+    learner.step(strategy)
+    assert len(seen) == 3 + 1 + 1  # three steps, the final features, the clean ones
+    assert all(((found - views).abs() <= 8 / 255 + 1e-6).all() for found in seen)

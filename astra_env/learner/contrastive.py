@@ -173,18 +173,14 @@ class ContrastiveLearner(Learner):
         if self._batch is None:
             self._before_views = {"sampler": self.sampler.state_dict(), "views": self.view_generator.get_state()}
             indices = next(self.sampler)
-            views = self.augment(self.dataset.gather(self.world.own(indices), self.device), len(indices))
+            views = self.augment(self.dataset.gather(self.world.own(indices), self.device))
             self._batch = Batch(views.contiguous(memory_format=self.memory_order), indices, self.step_count)
         return self._batch
 
-    def augment(self, images: Tensor, total: int) -> Tensor:
-        """Make the two views of this rank's images as the objective wants them in this step.
-
-        Args:
-            images: uint8 (B / W, 3, H, W).
-            total: B, images in the whole batch.
-        """
+    def augment(self, images: Tensor) -> Tensor:
+        """Make the two views of this rank's images (B / W, 3, H, W) uint8 as the objective wants them in this step."""
         augment = self.objective.augmentation(self.base_augment, self.step_count)
+        total = self.world.size * len(images)
         return augment(images, self.view_generator, first=self.world.share(total).start, total=total)
 
     def observation(self) -> Tensor:

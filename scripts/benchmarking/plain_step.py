@@ -13,6 +13,7 @@ from astra_env.learner.contrastive import ContrastiveLearner
 from astra_env.learner.protocol import StepReport
 from astra_env.losses import nt_xent
 from astra_env.objectives import Batch
+from astra_env.optim import ZERO_NORM
 from astra_env.strategy import AttackStrategy, StrategySpace
 
 
@@ -53,10 +54,11 @@ class PlainLearner(ContrastiveLearner):
                 if parameter.grad is None:
                     continue
                 weight_norm, gradient_norm = parameter.norm(), parameter.grad.norm()
-                rate = learning_rate * trust * weight_norm / (gradient_norm + decay * weight_norm)
+                local = trust * weight_norm / (gradient_norm + decay * weight_norm)
+                rate = learning_rate * (local if weight_norm >= ZERO_NORM and gradient_norm >= ZERO_NORM else 1.0)
                 state = self.optimizer.state[parameter]
                 buffer = state.setdefault("momentum_buffer", torch.zeros_like(parameter))
-                buffer.mul_(momentum).add_((parameter.grad + decay * parameter) * rate.nan_to_num(0.0))
+                buffer.mul_(momentum).add_((parameter.grad + decay * parameter) * rate)
                 parameter.sub_(buffer)
 
 
