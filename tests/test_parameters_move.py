@@ -121,7 +121,8 @@ def test_fine_tuned_encoder_and_its_head(encoder, images):
 
 def test_encoder_after_lp_aft(encoder, images):
     start = snapshot(encoder)
-    config = LPAFTConfig(clusters=4, probe_epochs=1, epochs=2, attack_steps=1, batch_size=32, augment=False)
-    found = lp_aft(encoder, images, config)
-    assert with_gradient(found) == trunk(found)
-    assert not unmoved(found, start) & trunk(found)
+    settings = {"clusters": 4, "probe_epochs": 1, "epochs": 2, "attack_steps": 1, "batch_size": 32, "augment": False}
+    found = lp_aft(encoder, images, LPAFTConfig(branches="both", **settings))
+    route = {name for name in trunk(found) if "bn_list.0" not in name}  # the adversarial one
+    assert with_gradient(found) == route
+    assert not unmoved(found, start) & route
