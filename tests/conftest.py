@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,24 +23,39 @@ def golden_dir() -> Path:
     return GOLDEN
 
 
-def _load_golden(path: Path) -> dict[str, torch.Tensor]:
+def _load_golden(path: Path) -> dict[str, Any]:
+    """Return a file's arrays as tensors, and its arrays of names as lists of strings."""
     with np.load(path) as archive:
-        return {name: torch.from_numpy(np.array(archive[name])) for name in archive.files}
+        arrays = {name: archive[name] for name in archive.files}
+    return {
+        name: values.tolist() if values.dtype.kind == "U" else torch.from_numpy(np.array(values))
+        for name, values in arrays.items()
+    }
 
 
 @pytest.fixture(scope="session")
-def golden_astra(golden_dir: Path) -> dict[str, torch.Tensor]:
+def golden_astra(golden_dir: Path) -> dict[str, Any]:
     return _load_golden(golden_dir / "astra.npz")
 
 
 @pytest.fixture(scope="session")
-def golden_rpat(golden_dir: Path) -> dict[str, torch.Tensor]:
+def golden_rpat(golden_dir: Path) -> dict[str, Any]:
     return _load_golden(golden_dir / "rpat.npz")
 
 
 @pytest.fixture(scope="session")
-def golden_lars_zero_norms() -> dict[str, torch.Tensor]:
+def golden_lars_zero_norms() -> dict[str, Any]:
     return _load_golden(GOLDEN / "lars_zero_norms_seed7.npz")
+
+
+@pytest.fixture(scope="session")
+def golden_three_steps() -> dict[str, Any]:
+    return _load_golden(GOLDEN / "astra_three_steps_seed7.npz")
+
+
+@pytest.fixture(scope="session")
+def golden_strategy_updates() -> dict[str, Any]:
+    return _load_golden(GOLDEN / "astra_strategy_updates_seed7.npz")
 
 
 @pytest.fixture(scope="session")

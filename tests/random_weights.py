@@ -51,3 +51,22 @@ def fill_deterministically(model: N) -> N:
                 value = 0.1 * z
             tensor.copy_(torch.from_numpy(np.asarray(value, dtype=np.float32)))
     return model
+
+
+@torch.no_grad()
+def fill_by_init_rule(model: N) -> N:
+    """Fill a network by the "init rule" of the golden files' README: norms as PyTorch makes them, biases of zero.
+
+    The official values were products of float32 numbers; a network in float64 holds exactly those.
+    """
+    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    for norm in norms:
+        norm.reset_parameters()
+    of_norms = {parameter for norm in norms for parameter in norm.parameters()}
+    for name, parameter in model.named_parameters():
+        if parameter in of_norms:
+            continue
+        z = np.random.RandomState(zlib.crc32(name.encode())).standard_normal(tuple(parameter.shape))
+        scale = np.sqrt(2 / parameter[0].numel()) if parameter.dim() >= 2 else 0.1
+        parameter.copy_(torch.from_numpy(z.astype(np.float32) * np.float32(scale)))
+    return model

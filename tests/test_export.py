@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+import torchvision
 from random_weights import randomized
 from torch import nn
 
@@ -61,7 +62,6 @@ def test_a_folded_branch_is_that_branch_bit_for_bit(images, branch, stem):
 
 @torch.no_grad()
 def test_torchvision_itself_loads_the_export_and_computes_the_same(images, tmp_path):
-    torchvision = pytest.importorskip("torchvision")
     target = randomized(target_resnet18(feature_dim=6, hidden_dim=8)).eval()
     head = head_for(512)
     classifier = plain_classifier(fold_branch(target, "adv"), head)

@@ -40,7 +40,7 @@ from astra_env.strategy import AttackStrategy, StrategySpace
 
 
 class ContrastiveLearner(Learner):
-    """Trains a target network by contrastive learning on clean and attacked views (ASTrA 2025; DESIGN section 4).
+    """Trains a target network by contrastive learning on clean and attacked views (ASTrA, arXiv 2501.02296).
 
     The same seed and configuration give the same training; every random number comes from the learner's own
     generators, so PyTorch's global one is neither used nor disturbed.

@@ -46,9 +46,9 @@ class Normalize(nn.Module):
         self.register_buffer("std", torch.tensor(self._values[1], dtype=torch.float32))
 
     def reset_parameters(self) -> None:
-        """Write the constructor's values again: buffers built without storage have lost them."""
+        """Write the constructor's values again, in the buffers' precision: without storage they were lost."""
         for buffer, values in zip((self.mean, self.std), self._values, strict=True):
-            buffer.copy_(torch.tensor(values, dtype=torch.float32))
+            buffer.copy_(torch.tensor(values, dtype=buffer.dtype))
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (N, C, H, W) in [0, 1] -> the same shape, normalised."""

@@ -4,6 +4,7 @@ import pickle
 
 import pytest
 import torch
+import torchvision
 import yaml
 from random_weights import randomized
 from torch import nn
@@ -129,8 +130,7 @@ def test_official_supervised_networks_are_recognised_by_their_names(golden_keys,
 
 @pytest.mark.parametrize("headless", [False, True])
 def test_torchvision_names_load(tmp_path, headless):
-    models = pytest.importorskip("torchvision").models
-    theirs = models.resnet18(num_classes=7)
+    theirs = torchvision.models.resnet18(num_classes=7)
     state = {name: tensor for name, tensor in theirs.state_dict().items() if not (headless and name.startswith("fc."))}
     torch.save(state, tmp_path / "tv.pth")
     loaded = load_network(tmp_path / "tv.pth", normalize="imagenet")

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torchvision
 from torch import Tensor, nn
 
 from astra_env.errors import CheckpointError, KeysDiffer
@@ -118,7 +119,6 @@ def test_normalisation_may_be_absent_from_the_checkpoint_but_not_from_the_networ
 
 
 def test_torchvision_names_load_into_the_imagenet_resnet_with_equal_logits():
-    torchvision = pytest.importorskip("torchvision")
     source = torchvision.models.resnet18(num_classes=5).eval()
     model = load_official(resnet18(5, stem="imagenet"), source.state_dict()).eval()
     images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
