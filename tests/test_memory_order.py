@@ -159,6 +159,12 @@ def test_tiny_runs_train_in_channels_last(fast):
         policy = agents.make("reinforce", preset="improved", width=4, blocks=(1, 1), space=learner.space)
         for _ in range(3):
             interact(learner, policy)
+    settings = load_config(
+        RPATConfig, "tiny", {"run.channels_last": True, "run.fast": fast}, package=PRESET_PACKAGE
+    ).resolved()
+    classifier = SupervisedLearner(settings, load_dataset("digits", image_size=8), CPU)
+    for _ in range(3):
+        classifier.step()
 
 
 def test_an_older_processor_trains_too():
