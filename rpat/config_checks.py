@@ -4,16 +4,13 @@ import warnings
 from typing import Any
 
 from astra_env.errors import ConfigError
-from astra_env.models import NETWORKS
+from astra_env.models import NETWORKS, NORMALIZATIONS
 from astra_env.strategy import check_pixel_units, parse_number
 from rpat.methods.base import Method
 from rpat.schedules import default_milestones
 
 RPATConfig = Any
 """The settings under check; their class calls this module, which therefore does not import it."""
-
-CONSTANTS = ("imagenet", "cifar10", "cifar100")
-"""Input normalisations by constants that do not depend on the training images."""
 
 L2_LIMIT = 10.0
 """Largest l-2 radius taken as meant: beyond it the number is in 0-255 units."""
@@ -79,7 +76,7 @@ def check_numbers(config: RPATConfig) -> None:
 def check_choices(config: RPATConfig) -> None:
     """Check every value that is one of a few; ``config`` is resolved."""
     for name, value, allowed in (
-        ("network.normalize", config.network.normalize, ("none", "data", *CONSTANTS)),
+        ("network.normalize", config.network.normalize, ("data", *NORMALIZATIONS)),
         ("optimizer.schedule", config.optimizer.schedule, ("piecewise", "cosine")),
         ("augment.padding_mode", config.augment.padding_mode, ("zero", "reflect")),
         ("augment.autoaugment", config.augment.autoaugment, ("never", "always", "second_half")),

@@ -9,8 +9,7 @@ from torch import nn
 from astra_env.config.reading import load_config
 from astra_env.data import ImageDataset
 from astra_env.errors import CheckpointError, ConfigError
-from astra_env.evaluation.campaign.loading import NORMALIZATIONS
-from astra_env.models import NETWORKS, load_official
+from astra_env.models import NETWORKS, NORMALIZATIONS, load_official
 from astra_env.models.layers import ChannelStatistics
 from astra_env.randomness import generator
 from astra_env.storage.checkpoint import load_checkpoint

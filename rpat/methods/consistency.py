@@ -15,6 +15,9 @@ from rpat.methods.registry import METHODS
 class Consistency(Method):
     """Two attacked augmentations of an image must give one prediction.
 
+    The attack is that of :class:`rpat.methods.pgd_at.PGDAT`, whose note on l-2 holds here too. The release has one
+    weight for the divergence and for robust perception; here ``weight`` is the divergence's alone.
+
     Args:
         weight: of the Jensen-Shannon divergence.
         temperature: of the predictions it compares.

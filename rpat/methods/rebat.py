@@ -25,6 +25,16 @@ class ReBAT(Method):
 
     Robust perception *replaces* the pull by its own (RPAT++), instead of adding to it.
 
+    A step is the released one of either attack mode to 1e-12 (``tests/rpat/test_official_steps.py``). What is left out
+    of the release, with its size on a small trained network (128 CIFAR-10 images at 16x16, l-inf 8/255, 10 steps):
+
+    - in its first epoch alone the average is still in training mode there: the updates have a cosine of .98 (RPAT++:
+      .997) with ours, which puts it into eval mode from its first step;
+    - images, perturbation and its gradient are float16: 85 % of the attacked pixels agree with float32's (a change of
+      1e-7 in the images alone leaves 98 %); robust accuracy is the same;
+    - with CutMix each step of a training-mode attack forwards the images twice: running variances differ by 2 %;
+    - the learning rate falls one batch before its milestone, and a cosine falls within the epoch.
+
     Args:
         weight: of the pull.
         schedule: "constant"; "piecewise", ``weight_factor`` times more from the last milestone on; "dependent",
@@ -33,9 +43,11 @@ class ReBAT(Method):
         stronger_attack: train against ``stronger_epsilon`` and ``stronger_steps`` from the first milestone on.
         stronger_epsilon: radius, a number in [0, 1] pixel units (l-2: a length) or a fraction.
         stronger_steps: number of steps.
-        attack_mode: of the network under attack. "train" as released: the attack and a clean pass after each update
-            move BatchNorm's running statistics, which are then the average over 13 passes a step, 11 of them of the
-            attack. "eval" as in the benchmark half of RPAT: neither does.
+        attack_mode: of the network under attack. "train" as released, and in the presets ``rebat_cifar10`` and
+            ``rebat_cifar100``: the attack and a clean pass after each update move BatchNorm's running statistics, an
+            attack of 10 steps by 11 of the 13 passes of a step. "eval" as in the benchmark half of RPAT: neither does.
+            On the network above 37 % of the attacked pixels are the same, the updates' cosine is .994, and running
+            variances differ by 7 % after one step.
     """
 
     needs_average: ClassVar[bool] = True

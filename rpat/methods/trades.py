@@ -12,7 +12,11 @@ from rpat.methods.registry import METHODS
 
 @METHODS.register("trades")
 class TRADES(Method):
-    """Cross-entropy of clean images plus ``beta`` times the divergence between clean and adversarial predictions."""
+    """Cross-entropy of clean images plus ``beta`` times the divergence between clean and adversarial predictions.
+
+    As in RPAT's benchmarks, whose l-2 attack takes steps of ``step_size`` and projects to the ball, then to the box;
+    the authors' own takes steps of ``2 * epsilon / steps`` and projects to the box first.
+    """
 
     def __init__(self, beta: float = 6.0) -> None:
         self.beta = require_at_least("beta", beta, 0)

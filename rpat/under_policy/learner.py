@@ -36,6 +36,9 @@ class StrategyLearner(Learner):
     A method of two views (``consistency``) attacks each view by itself; its minibatch has all first views before all
     second ones.
 
+    Beside LAS-AT as released (preset ``supervised_cifar10``): each attack starts uniform in the image's own ball, there
+    within 8/255 whatever epsilon is; the target trains without label smoothing; an epoch's last batch is dropped.
+
     Args:
         config: the run's configuration.
         dataset: labelled training images; loaded by ``config.data`` when not given.

@@ -85,7 +85,10 @@ class LookAhead:
     ``r = CE(z(x'), y) + robust_weight * robust + clean_weight * clean`` (Jia et al. 2022, section 3: L1 + alpha L2 +
     beta L3, in the released code with 4 and 2): ``robust`` and ``clean`` are measured on a copy of the network after
     one step of plain gradient descent on this minibatch, under a fixed attack and without one. What is left out:
-    the released code takes that step with label smoothing. Costs ``steps`` + 2 forward passes and ``steps`` backward
+    the released code takes that step with label smoothing (.7). On a small trained network (128 CIFAR-10 images at
+    16x16, step .1) the two weighted terms are 1.50 + .77 as released but for the smoothing and 1.24 + .64 with it (at a
+    step of .01: .54 + .32 and .53 + .30); in eval mode they are 3.00 + 1.62, because the attack in training mode spoils
+    the copy's running statistics before it is measured. Costs ``steps`` + 2 forward passes and ``steps`` backward
     ones for each restart, and the memory of a second network.
 
     Args:
