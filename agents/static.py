@@ -6,6 +6,7 @@ import numpy as np
 
 from agents.base import POLICIES, batch_size
 from astra_env.errors import ConfigError
+from astra_env.randomness import random_state, set_random_state
 from astra_env.strategy import StrategySpace, parse_number
 
 
@@ -64,17 +65,11 @@ class Random:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state of the generator."""
-        inner = self.random.bit_generator.state
-        return {"state": str(inner["state"]["state"]), "inc": str(inner["state"]["inc"])}
+        return random_state(self.random)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue the random numbers exactly where ``state`` was taken."""
-        self.random.bit_generator.state = {
-            "bit_generator": "PCG64",
-            "state": {"state": int(state["state"]), "inc": int(state["inc"])},
-            "has_uint32": 0,
-            "uinteger": 0,
-        }
+        set_random_state(self.random, state)
 
 
 @POLICIES.register("scheduled")

@@ -31,8 +31,8 @@ def random_state(random: np.random.Generator) -> dict[str, str]:
 
 
 def set_random_state(random: np.random.Generator, state: Mapping[str, str]) -> None:
-    """Continue where :func:`random_state` was taken."""
-    numbers = {name: int(value) for name, value in state.items()}
+    """Continue where :func:`random_state` was taken; a state of version 0.1.0 may lack the waiting half of a draw."""
+    numbers = {"has_uint32": 0, "uinteger": 0, **{name: int(value) for name, value in state.items()}}
     random.bit_generator.state = {
         "bit_generator": "PCG64",
         "state": {"state": numbers["state"], "inc": numbers["inc"]},

@@ -45,6 +45,35 @@ def test_random_continues_from_its_state():
     assert np.array_equal(policy.predict(IMAGES)[0], other.predict(IMAGES)[0])
 
 
+SMALL_GRIDS = StrategySpace(epsilon=[0.1, 0.2, 0.3], steps=[1, 2], step_size=[0.1, 0.2])
+
+
+@pytest.mark.parametrize("name", ["fixed", "random", "scheduled", "reinforce"])
+@pytest.mark.parametrize("counts", [(1,), (3, 1), (5, 2, 3)])
+def test_every_policy_continues_after_odd_numbers_of_draws(name, counts):
+    """Half of a 64-bit draw may wait for the next 32-bit one; a state that forgets it draws other actions."""
+    arguments = {
+        "fixed": {"epsilon": 0.2, "steps": 1, "step_size": 0.1},
+        "scheduled": {"start": (0.1, 1, 0.1), "end": (0.3, 2, 0.2), "total_steps": 9},
+        "reinforce": {"width": 4, "blocks": (1, 1)},
+    }.get(name, {})
+    context = agents.Context(SMALL_GRIDS, seed=1)
+    policy, other = (agents.make(name, context=context, **arguments) for _ in range(2))
+    for count in counts:
+        policy.predict(np.zeros((count, 3, 8, 8), np.uint8))
+    if hasattr(policy, "state_dict"):
+        other.load_state_dict(policy.state_dict())
+    for count in (3, 2, 1):
+        images = np.zeros((count, 3, 8, 8), np.uint8)
+        assert np.array_equal(policy.predict(images)[0], other.predict(images)[0])
+
+
+def test_random_continues_from_a_state_of_version_0_1_0():
+    policy = agents.make("random", seed=1)
+    old = {key: value for key, value in policy.state_dict().items() if key in ("state", "inc")}
+    agents.make("random", seed=2).load_state_dict(old)
+
+
 def test_scheduled_moves_from_the_first_to_the_last_attack():
     policy = agents.make("scheduled", start=("3/255", 3, "1/255"), end=("15/255", 14, "5/255"), total_steps=5)
     epsilons = [policy.predict(IMAGES)[0][0, 0] for _ in range(7)]

@@ -44,8 +44,8 @@ class PreciseLearner(ContrastiveLearner):
         super().__init__(*arguments, **options)
         torch.set_default_dtype(torch.float32)
 
-    def augment(self, images: torch.Tensor, total: int) -> torch.Tensor:
-        return super().augment(images, total).double()
+    def augment(self, images: torch.Tensor) -> torch.Tensor:
+        return super().augment(images).double()
 
 
 def learner_and_policy(world: World, **overrides: Any) -> tuple[PreciseLearner, Any]:

@@ -35,7 +35,7 @@ class GivenViews(ContrastiveLearner):
         self.target.normalize.reset_parameters()
         self.given = views
 
-    def augment(self, images: Tensor, total: int) -> Tensor:
+    def augment(self, images: Tensor) -> Tensor:
         return self.given[self.step_count].flatten(0, 1).double() / 255
 
 
