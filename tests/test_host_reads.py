@@ -38,6 +38,7 @@ def learner(digits, device="cpu", policy="reinforce", **overrides):
     [
         {},
         {"policy_args.preset": "paper", "learner.reward": "astra"},
+        {"policy_args.preset": "paper", "learner.reward": "astra", "policy_args.update_every": 1},
         {"policy": "random"},
         {"learner.reward": "cost_aware", "learner.fast": True},
         {"learner.objective": "simclr"},
@@ -50,6 +51,8 @@ def test_a_self_supervised_step_reads_the_step_counts_and_nothing_else(digits, o
         for _ in range(2):
             interact(made, policy)
     expected = [] if made.objective.attacked is False else [SCHEDULE] * 2
+    if overrides.get("policy_args.update_every") == 1:
+        expected = expected * 2  # the rehearsal is an attack of its own
     # A policy that acts on arrays has its actions checked where they are, on the host.
     on_host = set() if overrides.get("policy") is None else {"strategy.py:_check tolist"}
     assert [found for found in reads.found if found not in on_host] == expected

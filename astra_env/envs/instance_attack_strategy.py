@@ -77,7 +77,8 @@ class InstanceAttackStrategyVectorEnv(TrainingEnv, VectorEnv[np.ndarray, np.ndar
     * `distributed`: train one network in the environments of all processes of the process group, each with its own
       `num_envs` views of the minibatch; give all of them the same configuration and seeds, and step them together.
 
-    Beyond Gymnasium's interface: `state_dict()`, `load_state_dict()`, `save(path)`, `load(path)`, `fork()`.
+    Beyond Gymnasium's interface: `state_dict()`, `load_state_dict()`, `save(path)`, `load(path)`, `fork()`, and
+    `try_attack(actions)`: the reward that they would have, without training.
 
     ## Version history
     * v0: Initial version.

@@ -13,6 +13,7 @@ from astra_env.compute import resolve_device, tf32
 from astra_env.config.schema import ExperimentConfig
 from astra_env.data import ImageDataset
 from astra_env.data.training_images import load_training_images
+from astra_env.distributed import buffers_kept
 from astra_env.errors import CheckpointError
 from astra_env.evaluation.measures.batches import require_labels
 from astra_env.learner.protocol import Learner, StepReport
@@ -123,12 +124,9 @@ class StrategyLearner(Learner):
 
     def try_attack(self, strategy: AttackStrategy) -> Tensor:
         """Return the reward of attacking the next minibatch with ``strategy``; only the attack's generator moves on."""
-        buffers = {name: value.clone() for name, value in self.target.named_buffers()}
-        with tf32(self.supervised.speed.tf32):
+        with buffers_kept(self.target), tf32(self.supervised.speed.tf32):
             reward = self._outcome(*self._next_minibatch(), strategy)[0]
         self.supervised.optimizer.zero_grad(set_to_none=True)
-        for name, value in self.target.named_buffers():
-            value.copy_(buffers[name])
         return reward
 
     def _outcome(
