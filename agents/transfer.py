@@ -104,9 +104,14 @@ def transferred(
 def _require_grids(file: Path, checkpoint: Mapping[str, Any], space: StrategySpace) -> None:
     config = checkpoint.get("config")
     grids = config.get("strategy") if isinstance(config, Mapping) else None
-    if not isinstance(grids, Mapping) or set(grids) != set(PARAMETERS):
+    if not isinstance(grids, Mapping) or not set(grids) >= set(PARAMETERS):
         raise CheckpointError(f"{file}: does not say which grids its policy chooses from")
     own = StrategySpace(**grids)
+    if own.step_size_unit != space.step_size_unit:
+        raise ConfigError(
+            f"policy: {file} chooses strategy.step_size in {own.step_size_unit} units, this run in "
+            f"{space.step_size_unit}; copy the strategy section of its config.yaml"
+        )
     for name in PARAMETERS:
         theirs, ours = getattr(own, name), getattr(space, name)
         if theirs != ours:

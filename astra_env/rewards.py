@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from astra_env.errors import ConfigError
@@ -98,9 +97,9 @@ class VersusFixed:
     step_size: float = 2 / 255
     credit: str = "shared"
 
-    def reference(self, count: int, device: torch.device) -> AttackStrategy:
-        """Return the fixed attack for ``count`` views."""
-        return AttackStrategy.constant(count, self.epsilon, self.steps, self.step_size, device)
+    def reference(self, count: int) -> AttackStrategy:
+        """Return the fixed attack for ``count`` views, on the CPU; for 1, it is every view's."""
+        return AttackStrategy.constant(count, self.epsilon, self.steps, self.step_size)
 
     def __call__(self, inputs: RewardInputs) -> Tensor:
         """Return the gain over the reference features."""
@@ -156,6 +155,6 @@ def make_reward(
     if credit not in ("shared", "per_view"):
         raise ConfigError(f"learner.reward_args.credit: expected 'shared' or 'per_view', got {credit!r}")
     try:
-        return registry.get(name)(**arguments)
+        return registry.get(name)(**arguments)  # type: ignore[no-any-return]
     except TypeError as error:
         raise ConfigError(f"learner.reward_args: {error} (reward {name!r})") from error

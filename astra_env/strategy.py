@@ -13,6 +13,9 @@ from astra_env.errors import ConfigError, InputError
 
 PARAMETERS = ("epsilon", "steps", "step_size")
 """The three parameters of an attack, in the order of action columns, logits and heads."""
+STEP_SIZE_UNITS = ("pixels", "relative")
+MAX_FACTOR = 100.0
+"""Largest relative step size taken as meant."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,10 @@ class AttackStrategy:
             return strategy
         return AttackStrategy(*(getattr(strategy, name).expand(count) for name in PARAMETERS))
 
+    def clean_where_idle(self) -> "AttackStrategy":
+        """Return it with a radius of 0 where there are no steps, so that such an image stays what it is."""
+        return AttackStrategy(self.epsilon * (self.steps > 0), self.steps, self.step_size)
+
     def __getitem__(self, rows: Any) -> "AttackStrategy":
         return AttackStrategy(self.epsilon[rows], self.steps[rows], self.step_size[rows])
 
@@ -110,7 +117,8 @@ class StrategySpace:
     Args:
         epsilon: radii in [0, 1] pixel units; default (3..15)/255 as in ASTrA.
         steps: numbers of PGD steps; default 3..14.
-        step_size: step lengths in [0, 1] pixel units; default (1..5)/255.
+        step_size: step lengths in the unit below; default (1..5)/255.
+        step_size_unit: "pixels" ([0, 1] pixel units), or "relative": multiples of epsilon / steps.
 
     Raises:
         ConfigError: for an empty grid, a repeated value or a value outside its units.
@@ -121,11 +129,28 @@ class StrategySpace:
         epsilon: Sequence[Any] | None = None,
         steps: Sequence[int] | None = None,
         step_size: Sequence[Any] | None = None,
+        step_size_unit: str = "pixels",
     ) -> None:
+        if step_size_unit not in STEP_SIZE_UNITS:
+            raise ConfigError(
+                f"strategy.step_size_unit: expected one of {', '.join(STEP_SIZE_UNITS)}, got {step_size_unit!r}"
+            )
+        self.step_size_unit = step_size_unit
         self.epsilon = _pixel_grid("epsilon", [i / 255 for i in range(3, 16)] if epsilon is None else epsilon)
         self.steps = _step_grid(range(3, 15) if steps is None else steps)
-        self.step_size = _pixel_grid("step_size", [i / 255 for i in range(1, 6)] if step_size is None else step_size)
+        sizes = [i / 255 for i in range(1, 6)] if step_size is None else step_size
+        self.step_size = _factor_grid(sizes) if self.relative else _pixel_grid("step_size", sizes)
         self._tables: dict[torch.device, tuple[Tensor, Tensor, Tensor]] = {}
+
+    @classmethod
+    def of(cls, options: Any) -> "StrategySpace":
+        """Return the grids of a configuration's section ``strategy``."""
+        return cls(options.epsilon, options.steps, options.step_size, options.step_size_unit)
+
+    @property
+    def relative(self) -> bool:
+        """Whether step sizes are multiples of epsilon / steps."""
+        return self.step_size_unit == "relative"
 
     @property
     def sizes(self) -> tuple[int, int, int]:
@@ -156,15 +181,28 @@ class StrategySpace:
         if device is not None:
             indices = indices.to(device)
         epsilon, steps, step_size = self._on(indices.device)
-        return AttackStrategy(epsilon[indices[:, 0]], steps[indices[:, 1]], step_size[indices[:, 2]])
+        radius, count, size = epsilon[indices[:, 0]], steps[indices[:, 1]], step_size[indices[:, 2]]
+        return AttackStrategy(radius, count, size * radius / count.clamp_min(1) if self.relative else size)
+
+    def on_grid(self, strategy: AttackStrategy) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the grid's values of a decoded strategy: epsilon, steps, step size, each (N,) float."""
+        size = strategy.step_size
+        if self.relative:
+            size = size * strategy.steps.clamp_min(1) / strategy.epsilon
+        return strategy.epsilon.float(), strategy.steps.float(), size.float()
 
     def encode(self, epsilon: float, steps: int, step_size: float) -> tuple[int, int, int]:
-        """Return the grid indices of one attack; raises InputError when a value is not on its grid."""
-        return (
-            _index_of("epsilon", self.epsilon, epsilon),
-            _index_of("steps", self.steps, steps),
-            _index_of("step_size", self.step_size, step_size),
-        )
+        """Return the grid indices of one attack, its step size in [0, 1] pixel units whatever the grid's unit.
+
+        Raises InputError when a value is not on its grid.
+        """
+        first = _index_of("epsilon", self.epsilon, epsilon), _index_of("steps", self.steps, steps)
+        if not self.relative:
+            return (*first, _index_of("step_size", self.step_size, step_size))
+        multiple = step_size * max(1, steps) / epsilon if epsilon else 0.0
+        if steps == 0:
+            return (*first, 0)  # a step that is never made has no length
+        return (*first, _index_of("step_size (in epsilon / steps)", self.step_size, multiple))
 
     def _check(self, indices: Tensor) -> None:
         low, high = indices.amin(0).tolist(), indices.amax(0).tolist()
@@ -185,13 +223,14 @@ class StrategySpace:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, StrategySpace):
             return NotImplemented
-        return all(getattr(self, name) == getattr(other, name) for name in PARAMETERS)
+        return all(getattr(self, name) == getattr(other, name) for name in (*PARAMETERS, "step_size_unit"))
 
     def __hash__(self) -> int:
-        return hash((self.epsilon, self.steps, self.step_size))
+        return hash((self.epsilon, self.steps, self.step_size, self.step_size_unit))
 
     def __repr__(self) -> str:
-        return f"StrategySpace(epsilon={self.epsilon}, steps={self.steps}, step_size={self.step_size})"
+        unit = f", step_size_unit={self.step_size_unit!r}" if self.relative else ""
+        return f"StrategySpace(epsilon={self.epsilon}, steps={self.steps}, step_size={self.step_size}{unit})"
 
 
 def _pixel_grid(name: str, values: Sequence[Any]) -> tuple[float, ...]:
@@ -199,6 +238,16 @@ def _pixel_grid(name: str, values: Sequence[Any]) -> tuple[float, ...]:
     for value in grid:
         check_pixel_units(f"strategy.{name}", value)
     return _unique(name, grid)
+
+
+def _factor_grid(values: Sequence[Any]) -> tuple[float, ...]:
+    grid = tuple(parse_number("strategy.step_size", value) for value in _listed("step_size", values))
+    for value in grid:
+        if not 0 < value <= MAX_FACTOR:
+            raise ConfigError(
+                f"strategy.step_size: expected multiples of epsilon / steps in (0, {MAX_FACTOR:g}], got {value:g}"
+            )
+    return _unique("step_size", grid)
 
 
 def _step_grid(values: Sequence[int]) -> tuple[int, ...]:
@@ -241,6 +290,7 @@ class StrategyCounts:
     """How often each grid value was chosen since the last :meth:`take`."""
 
     def __init__(self, space: StrategySpace, device: torch.device) -> None:
+        self._space = space
         self._grids = [torch.tensor(getattr(space, name), device=device, dtype=torch.float32) for name in PARAMETERS]
         self._counts = [torch.zeros(len(grid), dtype=torch.int64, device=device) for grid in self._grids]
 
@@ -248,9 +298,8 @@ class StrategyCounts:
         """Count the attacks of one step."""
         if strategy is None:
             return
-        for name, grid, count in zip(PARAMETERS, self._grids, self._counts, strict=True):
-            chosen = getattr(strategy, name).float()
-            count += ((chosen[:, None] - grid[None]).abs() < 1e-6).sum(0)
+        for chosen, grid, count in zip(self._space.on_grid(strategy), self._grids, self._counts, strict=True):
+            count += ((chosen[:, None] - grid[None]).abs() < 1e-6 * grid.clamp_min(1)).sum(0)
 
     def take(self) -> dict[str, list[float]]:
         """Return the shares of every grid's values, in the order of the grids, and start again; empty for no attack."""

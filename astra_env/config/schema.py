@@ -100,9 +100,11 @@ class StrategyConfig:
     epsilon: list[float | str] = field(default_factory=lambda: [f"{i}/255" for i in range(3, 16)])
     """Radii of the l-inf ball."""
     steps: list[int] = field(default_factory=lambda: list(range(3, 15)))
-    """Numbers of PGD steps."""
+    """Numbers of PGD steps; 0 trains on clean views in place of attacked ones, at no cost of an attack."""
     step_size: list[float | str] = field(default_factory=lambda: [f"{i}/255" for i in range(1, 6)])
-    """Lengths of one step."""
+    """Lengths of one step, in the unit below."""
+    step_size_unit: str = "pixels"
+    """pixels, or relative: multiples of epsilon / steps, so that 1 just reaches the edge of the ball."""
 
 
 @dataclass
@@ -129,6 +131,10 @@ class LearnerConfig:
     """Length of the training in epochs."""
     total_steps: int | None = None
     """Length of the training in steps; when given, epochs is ignored."""
+    budget: float | None = None
+    """Length of the training in F per view, F being a forward pass of the target on one view: an attack step costs 2,
+    training on clean and attacked views 6, everything else what it does; when given, epochs is ignored and total_steps
+    must be null."""
     optimizer: str = "lars"
     """lars or sgd, both with momentum."""
     learning_rate: float = 5.0
@@ -154,8 +160,9 @@ class LearnerConfig:
     mixed_weight: float = 0.5
     """Weight w of the mixed loss of astra and barlow."""
     reward: str = "astra"
-    """astra, per_view, vs_fixed, cost_aware, constant or module:attribute; supervised: adv_loss_gain, look_ahead,
-    constant or module:attribute."""
+    """Of damage: astra, per_view, vs_fixed, cost_aware, constant; of the outcome, on held-out images: robust_progress,
+    probe_progress, gradient_alignment; or module:attribute. Supervised: adv_loss_gain, look_ahead, constant, the
+    outcomes or module:attribute."""
     reward_args: dict[str, Any] = field(default_factory=dict)
     """Arguments of the reward."""
     precision: str = "fp32"
@@ -274,10 +281,18 @@ class ExperimentConfig:
         positive("run.timeout_seconds", self.run.timeout_seconds)
         if learner.total_steps is not None:
             at_least("learner.total_steps", learner.total_steps, 1)
+        if learner.budget is not None:
+            positive("learner.budget", learner.budget)
+            if learner.total_steps is not None:
+                raise ConfigError(
+                    f"learner.budget: {learner.budget:g} F beside learner.total_steps {learner.total_steps} gives the "
+                    "training two lengths; set one of them to null"
+                )
         positive("learner.learning_rate", learner.learning_rate)
         positive("learner.temperature", learner.temperature)
         positive("learner.mixed_weight", learner.mixed_weight, allow_zero=True)
         positive("learner.warmup_epochs", learner.warmup_epochs, allow_zero=True)
+        one_of("strategy.step_size_unit", self.strategy.step_size_unit, ("pixels", "relative"))
         one_of("learner.optimizer", learner.optimizer, ("lars", "sgd"))
         one_of("learner.precision", learner.precision, ("fp32", "bf16"))
         one_of("target.backbone", self.target.backbone, ("resnet", "vit"))

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from astra_env.errors import CheckpointError
+from astra_env.learner.spending import require_spending
 from astra_env.models import load_official
 from astra_env.storage.state import (
     require_count,
@@ -33,11 +34,13 @@ def check_state(learner: ContrastiveLearner, state: Mapping[str, Any]) -> None:
             raise CheckpointError(f"checkpoint: does not fit this learner: {name!r} is missing")
     require_tensors("target", state["target"], learner.target.state_dict())
     require_optimizer_state("optimizer", state["optimizer"], learner.optimizer)
-    require_generator_state("view_generator", state["view_generator"], learner.view_generator)
-    require_generator_state("attack_generator", state["attack_generator"], learner.attack_generator)
+    require_generator_state("view_generator", state["view_generator"], learner.minibatches.generator)
+    require_generator_state("attack_generator", state["attack_generator"], learner.adversary.generator)
     require_count("step", state["step"])
     require_scale("learning_rate_scale", state["learning_rate_scale"])
     require_tensor("attack_steps", state["attack_steps"], learner.attack_steps)
+    require_spending(state.get("compute", {}))
+    require_mapping("outcome", state.get("outcome", {}))
     learner.objective.check_state(require_mapping("objective", state["objective"]))
 
 
@@ -45,10 +48,13 @@ def take_state(learner: ContrastiveLearner, state: Mapping[str, Any]) -> None:
     """Put a state that :func:`check_state` accepted into ``learner``."""
     load_official(learner.target, state["target"])
     learner.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
-    learner.sampler.load_state_dict(state["sampler"])
-    learner.view_generator.set_state(state["view_generator"].cpu())
-    learner.attack_generator.set_state(state["attack_generator"].cpu())
+    learner.minibatches.sampler.load_state_dict(state["sampler"])
+    learner.minibatches.generator.set_state(state["view_generator"].cpu())
+    learner.adversary.generator.set_state(state["attack_generator"].cpu())
     learner.step_count = state["step"]
     learner.learning_rate_scale = float(state["learning_rate_scale"])
-    learner.attack_steps = state["attack_steps"].to(learner.device, copy=True)
+    learner.adversary.steps = state["attack_steps"].to(learner.device, copy=True)
     learner.objective.load_state_dict(state["objective"])
+    learner.meter.load_state_dict(state.get("compute", {}))
+    if learner.outcome is not None:
+        learner.outcome.load_state_dict(state.get("outcome", {}))

@@ -51,7 +51,7 @@ class StrategyLearner(Learner):
     def __init__(self, config: ExperimentConfig, dataset: ImageDataset | None = None) -> None:
         self.config = config
         self.device = resolve_device(config.device)
-        self.space = StrategySpace(config.strategy.epsilon, config.strategy.steps, config.strategy.step_size)
+        self.space = StrategySpace.of(config.strategy)
         images = dataset if dataset is not None else load_training_images(config.data, self.device, self.split)
         require_labels(images)
         settings = supervised_config(config, len(images))
