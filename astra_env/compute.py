@@ -26,11 +26,17 @@ class SpeedOptions(Protocol):
     """The fields of a configuration that are about speed."""
 
     fast: bool
-    precision: str
     channels_last: bool
     fold_batchnorm: bool
-    compile: str
     tf32: bool | None
+
+    @property
+    def precision(self) -> str:
+        """Fp32 or bf16."""
+
+    @property
+    def compile(self) -> str:
+        """A mode of ``torch.compile``, or none."""
 
 
 @dataclass(frozen=True)

@@ -95,8 +95,10 @@ class InstanceVecEnv(VecEnv):
 def make_single_env(config: AgentConfig, render_mode: str | None = None) -> gym.Env[Any, Any]:
     """Return AttackStrategy-v0 with the action space that ``config.algo`` takes."""
     env: gym.Env[Any, Any] = AttackStrategyEnv(config.experiment, config.overrides, render_mode)
-    wrapper = {"discrete": DiscreteStrategy, "box": BoxStrategy}.get(ALGORITHMS.get(config.algo).actions or "")
-    return env if wrapper is None else wrapper(env)
+    actions = ALGORITHMS.get(config.algo).actions
+    if actions is not None:
+        env = DiscreteStrategy(env) if actions == "discrete" else BoxStrategy(env)
+    return env
 
 
 def make_instance_env(config: AgentConfig, **arguments: Any) -> InstanceAttackStrategyVectorEnv:

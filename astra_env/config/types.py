@@ -3,13 +3,19 @@
 import re
 import types
 import typing
-from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args, get_origin, get_type_hints
 
 from jsonargparse.typing import restricted_number_type
 
 if TYPE_CHECKING:
-    PositiveInt = NonNegativeInt = IntFrom2 = int
-    Finite = PositiveFinite = NonNegativeFinite = PositiveShare = ClosedUnitInterval = float
+    PositiveInt: TypeAlias = int
+    NonNegativeInt: TypeAlias = int
+    IntFrom2: TypeAlias = int
+    Finite: TypeAlias = float
+    PositiveFinite: TypeAlias = float
+    NonNegativeFinite: TypeAlias = float
+    PositiveShare: TypeAlias = float
+    ClosedUnitInterval: TypeAlias = float
 else:
     from jsonargparse.typing import ClosedUnitInterval, NonNegativeInt, PositiveInt
 
