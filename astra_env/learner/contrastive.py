@@ -1,6 +1,5 @@
 """Self-supervised adversarial training, one minibatch at a time, under attacks that somebody else chooses."""
 
-import copy
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,9 +15,8 @@ from astra_env.config.schema import ExperimentConfig
 from astra_env.data import ImageDataset
 from astra_env.data.training_images import load_training_images
 from astra_env.distributed import ALONE, SharedGradients, World, average_statistics, with_shared_statistics
-from astra_env.errors import CheckpointError, ConfigError
+from astra_env.errors import ConfigError
 from astra_env.learner.adversary import Adversary
-from astra_env.learner.contrastive_state import check_state, take_state
 from astra_env.learner.held_out import EncoderHeldOut
 from astra_env.learner.minibatches import Minibatches
 from astra_env.learner.outcome import Outcome, Progress, Reference, hold_out
@@ -32,7 +30,7 @@ from astra_env.optim import build_optimizer, epochwise_warmup_cosine, half_cosin
 from astra_env.randomness import generator
 from astra_env.rewards import make_reward
 from astra_env.storage.checkpoint import load_checkpoint
-from astra_env.storage.state import UNFIT, one_line
+from astra_env.storage.state import load_or_undo, load_parts, require_scale, require_state
 from astra_env.strategy import AttackStrategy, StrategySpace
 
 
@@ -272,16 +270,29 @@ class ContrastiveLearner(Learner):
 
         Raises CheckpointError, and changes nothing, when it is damaged or belongs to something else.
         """
-        before = copy.deepcopy(self.state_dict())
-        try:
-            check_state(self, state)
-            take_state(self, state)
-        except UNFIT as error:
-            take_state(self, before)
-            if isinstance(error, CheckpointError):
-                raise
-            raise CheckpointError(f"checkpoint: does not fit this learner ({one_line(error)})") from error
+        own = self.state_dict()
+        state = {"compute": {"passes": 0.0, "spent": 0.0}, "outcome": {}, **state}  # version 0.1.0 had neither
+        require_state(state, {**own, **self._owners()}, others=True)
+        require_scale("learning_rate_scale", state["learning_rate_scale"])
+        load_or_undo(state, own, self._take_state, "this learner")
         self.minibatches.used()
+
+    def _owners(self) -> dict[str, Any]:
+        return {
+            "optimizer": self.optimizer,
+            "sampler": self.minibatches.sampler,
+            "view_generator": self.minibatches.generator,
+            "attack_generator": self.adversary.generator,
+            "objective": self.objective,
+            "compute": self.meter,
+            **({} if self.outcome is None else {"outcome": self.outcome}),
+        }
+
+    def _take_state(self, state: dict[str, Any]) -> None:
+        load_official(self.target, state["target"])
+        load_parts(self._owners(), state)
+        self.step_count, self.learning_rate_scale = state["step"], float(state["learning_rate_scale"])
+        self.adversary.steps = state["attack_steps"].to(self.device)
 
     def warm_start(self, path: str | Path) -> None:
         """Take over the target network's weights of a checkpoint and nothing else of it."""

@@ -18,6 +18,7 @@ from astra_env.data.subsets import split_validation
 from astra_env.errors import ConfigError, DataError, InputError
 from astra_env.registry import Registry
 from astra_env.rewards import REWARDS
+from astra_env.storage.state import Either
 from astra_env.strategy import AttackStrategy, check_pixel_units, parse_number
 
 ARGUMENTS = "learner.reward_args"
@@ -113,6 +114,10 @@ class OutcomeReward(Protocol):
         """The attack of its measurements."""
 
     @abstractmethod
+    def form(self, held_out: HeldOut) -> dict[str, Tensor]:
+        """Return tensors of the shapes and dtypes that :meth:`begin` returns, for the check of a saved state."""
+
+    @abstractmethod
     def begin(self, held_out: HeldOut) -> dict[str, Tensor]:
         """Return what has to be known of the network before the stretch of training."""
 
@@ -132,6 +137,10 @@ class Progress(Reference):
     def measure(self, held_out: HeldOut) -> Tensor:
         """Return the measure, a float64 scalar; more is better."""
         raise NotImplementedError
+
+    def form(self, held_out: HeldOut) -> dict[str, Tensor]:
+        """Return a measure's form."""
+        return {"measure": torch.zeros((), dtype=torch.float64)}
 
     def begin(self, held_out: HeldOut) -> dict[str, Tensor]:
         """Measure."""
@@ -185,6 +194,11 @@ class GradientAlignment(Reference):
     def measurement(self) -> Reference:
         """The attack of its measurements."""
         return self
+
+    def form(self, held_out: HeldOut) -> dict[str, Tensor]:
+        """Return the form of weights and gradient, each in one row."""
+        weights = _flat([p for p in held_out.network.parameters() if p.requires_grad])
+        return {"weights": weights, "gradient": weights}
 
     def begin(self, held_out: HeldOut) -> dict[str, Tensor]:
         """Remember the weights and the gradient."""
@@ -240,6 +254,10 @@ class Outcome:
     def state_dict(self) -> dict[str, Tensor]:
         """Return what is known of the stretch's beginning; empty before its first step."""
         return {name: value.clone() for name, value in (self._before or {}).items()}
+
+    def state_form(self) -> Either:
+        """Return the form of its states: the measurement at the beginning of a stretch, or nothing."""
+        return Either(self.reward.form(self.held_out), {})
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Continue where ``state`` was taken."""

@@ -5,10 +5,8 @@ counted where they happen, so attacks, losses, rewards, held-out measurements, m
 charged what they do.
 """
 
-import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -87,10 +85,12 @@ class ComputeMeter:
         """Return what was spent."""
         return {"passes": self.passes, "spent": self.spent}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on counting; from zero, when the state is of a version that did not count."""
-        require_spending(state)
-        self.passes, self.spent = float(state.get("passes", 0.0)), float(state.get("spent", 0.0))
+    def load_state_dict(self, state: Mapping[str, float]) -> None:
+        """Go on counting; raises CheckpointError for a count below zero."""
+        for name, value in state.items():
+            if value < 0:
+                raise CheckpointError(f"checkpoint: compute.{name}: expected a number >= 0, got {value}")
+        self.passes, self.spent = float(state["passes"]), float(state["spent"])
 
     def _count(self, views: Tensor, trained: bool, weight: float) -> None:
         if self._paused:
@@ -99,13 +99,6 @@ class ComputeMeter:
         if torch.is_grad_enabled():
             passes = 3 if trained else 2 if views.requires_grad else 1
         self.passes += passes * len(views) * weight
-
-
-def require_spending(state: Any) -> None:
-    """Raise CheckpointError unless a meter can go on from ``state``."""
-    values = list(state.values()) if isinstance(state, Mapping) else [None]
-    if not all(isinstance(value, int | float) and 0 <= value < math.inf for value in values):
-        raise CheckpointError(f"checkpoint: compute: expected numbers >= 0, got {str(state)[:60]}")
 
 
 def training_length(config: ExperimentConfig, space: StrategySpace, steps_per_epoch: int) -> int:
