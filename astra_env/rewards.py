@@ -6,7 +6,7 @@ own credit; scalar rewards are shared by the whole batch, as published.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -133,6 +133,18 @@ class Constant:
         return inputs.adv_features.new_full((), self.value)
 
 
+@dataclass(frozen=True)
+class Nothing:
+    """No reward, for policies that do not learn: nothing is measured for it, so that it costs nothing."""
+
+    needs_features: ClassVar[bool] = False
+
+    def __call__(self, inputs: RewardInputs) -> Tensor:
+        """Return zero."""
+        return inputs.adv_features.new_zeros(())
+
+
+REWARDS.register("none")(Nothing)
 REWARDS.register("astra")(Astra)
 REWARDS.register("per_view")(PerView)
 REWARDS.register("vs_fixed")(VersusFixed)

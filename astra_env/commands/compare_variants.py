@@ -28,7 +28,9 @@ class Variant:
 
 
 def _fixed(epsilon: str, steps: int, step_size: str) -> dict[str, Any]:
-    return {"policy": "fixed", "policy_args": {"epsilon": epsilon, "steps": steps, "step_size": step_size}}
+    """Return a fixed attack that pays for no reward."""
+    attack = {"epsilon": epsilon, "steps": steps, "step_size": step_size}
+    return {"policy": "fixed", "policy_args": attack, "learner.reward": "none", "learner.reward_args": {}}
 
 
 ONE_STEP_8 = _fixed("8/255", 1, "10/255")
@@ -90,14 +92,15 @@ SUITES = {
     "ablation": ("learned", "no_mixed", "fixed", "single_norm"),
     "budget": (
         "clean_steps",
-        "fixed",
+        "acl_attack",
         "one_step_8",
+        "one_step_12",
         "one_step_16",
         "one_step",
         "three_steps",
         "five_steps",
         "two_steps",
-        "random",
+        "random_attack",
     ),
     "methods": ("no_attack", "acl", "dynacl", "rocl", "advcl", "deacl", "barlow", "rocl_astra", "dynacl_astra"),
 }

@@ -95,7 +95,7 @@ class ContrastiveLearner(Learner):
             self.target,
             self.objective,
             self.reward,
-            rewarding=self.outcome is None,
+            rewarding=self.outcome is None and getattr(self.reward, "needs_features", True),
             options=options,
             speed=self.speed,
             meter=self.meter,
