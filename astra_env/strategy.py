@@ -9,10 +9,53 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from astra_env.config.schema import ExperimentConfig
 from astra_env.errors import ConfigError, InputError
 
 PARAMETERS = ("epsilon", "steps", "step_size")
 """The three parameters of an attack, in the order of action columns, logits and heads."""
+CROSSING = 2.5
+"""Total way of an attack that crosses its ball, in radii."""
+
+
+@dataclass(frozen=True)
+class Attack:
+    """A fixed attack: projected gradient ascent of the same strength on every image.
+
+    Attributes:
+        epsilon: radius of the ball in [0, 1] pixel units (l2: length of the whole perturbation, which may exceed 1).
+        step_size: length of a step, in the same units.
+        steps: number of steps, >= 0.
+        norm: of the ball, a name in :data:`astra_env.attacks.NORMS`.
+
+    Raises:
+        InputError: for a length outside its units or a negative number of steps.
+    """
+
+    epsilon: float
+    step_size: float
+    steps: int
+    norm: str = "linf"
+
+    def __post_init__(self) -> None:
+        """Refuse numbers outside their units."""
+        check_length("epsilon", self.epsilon, self.norm)
+        check_length("step_size", self.step_size, self.norm)
+        if self.steps < 0:
+            raise InputError(f"steps: expected an integer >= 0, got {self.steps}")
+
+    @classmethod
+    def crossing(cls, epsilon: float, steps: int, norm: str = "linf") -> "Attack":
+        """Return the attack whose steps cross the ball whatever their number: 2.5 * epsilon / steps (Madry 2018)."""
+        return cls(epsilon, CROSSING * epsilon / max(steps, 1), steps, norm)
+
+    def strategy(self, count: int, device: torch.device | str | None = None) -> "AttackStrategy":
+        """Return this attack for each of ``count`` images."""
+        return AttackStrategy(
+            torch.full((count,), float(self.epsilon), device=device),
+            torch.full((count,), int(self.steps), dtype=torch.int64, device=device),
+            torch.full((count,), float(self.step_size), device=device),
+        )
 
 
 @dataclass(frozen=True)
@@ -51,23 +94,8 @@ class AttackStrategy:
         step_size: float = 2 / 255,
         device: torch.device | str | None = None,
     ) -> "AttackStrategy":
-        """Return the same attack for all ``n`` images; raises InputError for values outside their units."""
-        check_pixel_units("epsilon", epsilon)
-        check_pixel_units("step_size", step_size)
-        return cls.repeated(n, epsilon, steps, step_size, device)
-
-    @classmethod
-    def repeated(
-        cls, n: int, epsilon: float, steps: int, step_size: float, device: torch.device | str | None = None
-    ) -> "AttackStrategy":
-        """Return what :meth:`constant` does for lengths in any norm, l-2 radii beyond 1 included."""
-        if steps < 0:
-            raise InputError(f"steps: expected an integer >= 0, got {steps}")
-        return cls(
-            torch.full((n,), float(epsilon), device=device),
-            torch.full((n,), int(steps), dtype=torch.int64, device=device),
-            torch.full((n,), float(step_size), device=device),
-        )
+        """Return the same l-inf attack for all ``n`` images; raises InputError for values outside their units."""
+        return Attack(epsilon, step_size, steps).strategy(n, device)
 
     def __len__(self) -> int:
         return self.steps.shape[0]
@@ -94,6 +122,14 @@ def check_pixel_units(field: str, value: float) -> None:
         raise InputError(f"{field}: expected a number in [0, 1] pixel units, got {value:g}{hint}")
 
 
+def check_length(field: str, value: float, norm: str) -> None:
+    """Raise InputError unless ``value`` is a length in ``norm``: at most 1 in "linf", else finite and not negative."""
+    if norm == "linf":
+        check_pixel_units(field, value)
+    elif not 0 <= value < float("inf"):
+        raise InputError(f"{field}: expected a finite {norm} length >= 0 in [0, 1] pixel units, got {value:g}")
+
+
 def parse_number(field: str, value: Any) -> float:
     """Read a number given as a number or as a fraction such as ``"8/255"``; raises ConfigError for anything else."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
@@ -111,6 +147,7 @@ class StrategySpace:
         epsilon: radii in [0, 1] pixel units; default (3..15)/255 as in ASTrA.
         steps: numbers of PGD steps; default 3..14.
         step_size: step lengths in [0, 1] pixel units; default (1..5)/255.
+        norm: of the ball; lengths in another norm than "linf" may exceed 1.
 
     Raises:
         ConfigError: for an empty grid, a repeated value or a value outside its units.
@@ -121,11 +158,17 @@ class StrategySpace:
         epsilon: Sequence[Any] | None = None,
         steps: Sequence[int] | None = None,
         step_size: Sequence[Any] | None = None,
+        norm: str = "linf",
     ) -> None:
-        self.epsilon = _pixel_grid("epsilon", [i / 255 for i in range(3, 16)] if epsilon is None else epsilon)
+        self.epsilon = _grid("epsilon", [i / 255 for i in range(3, 16)] if epsilon is None else epsilon, norm)
         self.steps = _step_grid(range(3, 15) if steps is None else steps)
-        self.step_size = _pixel_grid("step_size", [i / 255 for i in range(1, 6)] if step_size is None else step_size)
+        self.step_size = _grid("step_size", [i / 255 for i in range(1, 6)] if step_size is None else step_size, norm)
         self._tables: dict[torch.device, tuple[Tensor, Tensor, Tensor]] = {}
+
+    @classmethod
+    def of(cls, config: ExperimentConfig) -> "StrategySpace":
+        """Return the grids of a run: those of ``strategy``, lengths in ``learner.norm``."""
+        return cls(config.strategy.epsilon, config.strategy.steps, config.strategy.step_size, config.learner.norm)
 
     @property
     def sizes(self) -> tuple[int, int, int]:
@@ -194,10 +237,10 @@ class StrategySpace:
         return f"StrategySpace(epsilon={self.epsilon}, steps={self.steps}, step_size={self.step_size})"
 
 
-def _pixel_grid(name: str, values: Sequence[Any]) -> tuple[float, ...]:
+def _grid(name: str, values: Sequence[Any], norm: str) -> tuple[float, ...]:
     grid = tuple(parse_number(f"strategy.{name}", value) for value in _listed(name, values))
     for value in grid:
-        check_pixel_units(f"strategy.{name}", value)
+        check_length(f"strategy.{name}", value, norm)
     return _unique(name, grid)
 
 

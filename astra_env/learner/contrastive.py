@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from astra_env.attacks import AttackResult, contrastive_attack, frozen
+from astra_env.attacks import AttackResult, contrastive_attack, frozen, get_norm
 from astra_env.attacks.attack_copy import AttackCopy
 from astra_env.augment.simclr import build_augment
 from astra_env.compute import Speed, memory_order, tf32
@@ -63,10 +63,12 @@ class ContrastiveLearner(Learner):
         self.config = config
         self.world = world
         options = config.learner
+        self.norm = options.norm
+        get_norm(self.norm, "learner.")
         self.device = world.resolve(config.device)
-        self.space = StrategySpace(config.strategy.epsilon, config.strategy.steps, config.strategy.step_size)
+        self.space = StrategySpace.of(config)
         make_objective = objective_factory(config)
-        self.reward = make_reward(options.reward, options.reward_args)
+        self.reward = make_reward(options.reward, options.reward_args, norm=options.norm)
         self.dataset = dataset if dataset is not None else load_training_images(config.data, self.device)
         self.speed = Speed.of(options, self.device)
         self.target = build_target(config.target, config.seed, self.device, self.speed.channels_last)
@@ -283,6 +285,7 @@ class ContrastiveLearner(Learner):
             self.target,
             views,
             self.world.own(strategy),
+            norm=self.norm,
             generator=self.attack_generator,
             autocast=None if folded else self.autocast,
             forward=self._attacked.forward(len(views)) if folded else lambda x: self.objective.outputs(x, "adv"),
