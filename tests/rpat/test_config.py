@@ -114,7 +114,7 @@ def test_learning_rate_falls_at_the_milestones_of_both_lengths():
         ({"optimizer.milestones": [9, 3]}, r"^optimizer.milestones: expected rising epochs >= 0, got \[9, 3\]"),
         ({"augment.autoaugment": "late"}, r"^augment.autoaugment: expected one of never, always, second_half"),
         ({"network.name": "vgg"}, r"^network: expected one of bottleneck_resnet26"),
-        ({"steps": -1}, r"^steps: expected a finite number >= 0, got -1"),
+        ({"steps": -1}, r"^steps: expected an integer >= 0, got -1"),
         ({"epochs": 0}, r"^epochs: expected a finite number >= 1, got 0"),
         ({"optimizer.learning_rate": 0.0}, r"^optimizer.learning_rate: expected a finite number > 0, got 0"),
     ],

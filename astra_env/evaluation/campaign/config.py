@@ -2,12 +2,17 @@
 
 import sys
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from astra_env.errors import ConfigError
+
+if TYPE_CHECKING:
+    from astra_env.strategy import Attack
 
 PROTOCOLS = ("auto", "slf", "alf", "aff", "semi_supervised", "none")
 CHOICES = ("held_out", "last")
 ATTACKS = ("pgd", "cw", "autoattack", "autoattack_quick")
+NORMS = ("linf", "l2")
 CURVES = ("radius", "noise", "path")
 LEARNING_RATES = {"cifar10": 0.01, "cifar100": 0.05, "stl10": 0.1}
 """Of SLF and ALF in the papers; 0.1 for other data sets."""
@@ -104,7 +109,7 @@ class AttackConfig:
     step_size: float | str | None = "2/255"
     """Length of a step; null for 2.5 * epsilon / steps, which curves always use."""
     norm: str = "linf"
-    """linf or l2."""
+    """linf, l2 or module:Class."""
     restarts: int = 1
     """Random starts of pgd and cw."""
     batch_size: int = 250
@@ -144,7 +149,7 @@ class EvaluationConfig:
         _among("curves", self.curves, CURVES)
         _among("network.branch", [self.network.branch], ("auto", "adv", "clean"))
         _among("attack.precision", [self.attack.precision], ("fp32", "bf16"))
-        _among("attack.norm", [self.attack.norm], ("linf", "l2"))
+        self._validate_norm()
         _inside("label_fraction", self.label_fraction, 0, 1)
         _inside("data.validation_fraction", self.data.validation_fraction, 0, 0.5)
         for name, value in (
@@ -164,6 +169,14 @@ class EvaluationConfig:
             _inside("attack.epsilon", radius, 0, 1 if self.attack.norm == "linf" else float("inf"))
         if self.step_size is not None:
             _inside("attack.step_size", self.step_size, 0, 1 if self.attack.norm == "linf" else float("inf"))
+
+    def _validate_norm(self) -> None:
+        from astra_env.attacks import get_norm
+
+        norm = self.attack.norm
+        get_norm(norm, "attack.")
+        if norm not in NORMS and (self.curves or any("autoattack" in attack for attack in self.attacks)):
+            raise ConfigError(f"attack.norm: curves and AutoAttack know {' and '.join(NORMS)}, got {norm!r}")
 
     def _validate_semi_supervised(self) -> None:
         part = self.semi_supervised
@@ -209,6 +222,13 @@ class EvaluationConfig:
         from astra_env.strategy import parse_number
 
         return None if self.attack.step_size is None else parse_number("attack.step_size", self.attack.step_size)
+
+    def attack_within(self, epsilon: float) -> "Attack":
+        """Return the attack of pgd and cw at one radius."""
+        from astra_env.strategy import Attack
+
+        steps, size, norm = self.attack.steps, self.step_size, self.attack.norm
+        return Attack.crossing(epsilon, steps, norm) if size is None else Attack(epsilon, size, steps, norm)
 
     def learning_rates(self, protocol: str, dataset: str) -> list[float]:
         """Return the learning rates to compare; one is simply used."""

@@ -16,7 +16,6 @@ branch, so it is the single-route loss. CE on the clean branch comes only later,
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -26,8 +25,9 @@ from astra_env.data.clustering import kmeans_labels
 from astra_env.errors import ConfigError
 from astra_env.evaluation.probes.classifier import EncoderClassifier
 from astra_env.evaluation.probes.finetuning import finetune
-from astra_env.evaluation.probes.linear import TrainingAttack, extract_features, linear_probe
+from astra_env.evaluation.probes.linear import TRAINING_ATTACK, extract_features, linear_probe
 from astra_env.evaluation.probes.single_route import single_route
+from astra_env.evaluation.probes.training_state import FitOptions
 
 DECAY_POINTS = (0.4, 0.8)
 """Fractions of the fine-tuning after which its learning rate falls tenfold: epochs 10 and 20 of 25."""
@@ -136,7 +136,7 @@ def lp_aft(
     """
     place = torch.device(device)
     labelled = pseudo_labelled(encoder, images, config, place)
-    common: dict[str, Any] = {
+    common: FitOptions = {
         "weight_decay": config.weight_decay,
         "batch_size": config.batch_size,
         "augment": config.augment,
@@ -160,7 +160,7 @@ def lp_aft(
         epochs=config.epochs,
         learning_rate=config.learning_rate,
         beta=config.beta,
-        attack=TrainingAttack(steps=config.attack_steps),
+        attack=replace(TRAINING_ATTACK, steps=config.attack_steps),
         decay_points=DECAY_POINTS,
         natural_branch="adv",
         head=probed.head,
