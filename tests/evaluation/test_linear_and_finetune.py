@@ -65,7 +65,7 @@ def test_streamed_features_train_the_same_head_as_cached_ones(target, digits):
     assert torch.allclose(cached.head.weight, streamed.head.weight, atol=1e-6)
 
 
-@pytest.mark.parametrize("settings", [{"augment": True}, {"adversarial": True}])
+@pytest.mark.parametrize("settings", [{"augment": True}, {"attack": TRAINING_ATTACK}])
 def test_probing_leaves_the_encoder_and_the_global_random_state_alone(target, digits, settings):
     target.train()
     before, random = snapshot(target), torch.random.get_rng_state()
