@@ -51,11 +51,8 @@ class Attack:
 
     def strategy(self, count: int, device: torch.device | str | None = None) -> "AttackStrategy":
         """Return this attack for each of ``count`` images."""
-        return AttackStrategy(
-            torch.full((count,), float(self.epsilon), device=device),
-            torch.full((count,), int(self.steps), dtype=torch.int64, device=device),
-            torch.full((count,), float(self.step_size), device=device),
-        )
+        epsilon, step_size = (torch.full((count,), float(x), device=device) for x in (self.epsilon, self.step_size))
+        return AttackStrategy(epsilon, torch.full((count,), self.steps, dtype=torch.int64, device=device), step_size)
 
 
 @dataclass(frozen=True)
@@ -107,9 +104,7 @@ class AttackStrategy:
     def for_each(self, count: int, device: torch.device | str) -> "AttackStrategy":
         """Return it on ``device`` with one entry for each of ``count`` images: a single entry is for all of them."""
         strategy = self.to(device)
-        if len(strategy) != 1:
-            return strategy
-        return AttackStrategy(*(getattr(strategy, name).expand(count) for name in PARAMETERS))
+        return AttackStrategy(*(getattr(strategy, x).expand(count) for x in PARAMETERS)) if len(self) == 1 else strategy
 
     def __getitem__(self, rows: Any) -> "AttackStrategy":
         return AttackStrategy(self.epsilon[rows], self.steps[rows], self.step_size[rows])
@@ -203,11 +198,9 @@ class StrategySpace:
 
     def encode(self, epsilon: float, steps: int, step_size: float) -> tuple[int, int, int]:
         """Return the grid indices of one attack; raises InputError when a value is not on its grid."""
-        return (
-            _index_of("epsilon", self.epsilon, epsilon),
-            _index_of("steps", self.steps, steps),
-            _index_of("step_size", self.step_size, step_size),
-        )
+        values = zip(PARAMETERS, (epsilon, steps, step_size), strict=True)
+        first, second, third = (_index_of(name, getattr(self, name), value) for name, value in values)
+        return first, second, third
 
     def _check(self, indices: Tensor) -> None:
         low, high = indices.amin(0).tolist(), indices.amax(0).tolist()
@@ -218,17 +211,12 @@ class StrategySpace:
 
     def _on(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
         if device not in self._tables:
-            self._tables[device] = (
-                torch.tensor(self.epsilon, device=device),
-                torch.tensor(self.steps, dtype=torch.int64, device=device),
-                torch.tensor(self.step_size, device=device),
-            )
+            epsilon, step_size = (torch.tensor(grid, device=device) for grid in (self.epsilon, self.step_size))
+            self._tables[device] = (epsilon, torch.tensor(self.steps, dtype=torch.int64, device=device), step_size)
         return self._tables[device]
 
     def __eq__(self, other: object) -> bool:
-        if not isinstance(other, StrategySpace):
-            return NotImplemented
-        return all(getattr(self, name) == getattr(other, name) for name in PARAMETERS)
+        return isinstance(other, StrategySpace) and all(getattr(self, x) == getattr(other, x) for x in PARAMETERS)
 
     def __hash__(self) -> int:
         return hash((self.epsilon, self.steps, self.step_size))

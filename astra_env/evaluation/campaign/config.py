@@ -4,6 +4,7 @@ import sys
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from astra_env.config.checks import at_least, one_of, positive
 from astra_env.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -144,11 +145,12 @@ class EvaluationConfig:
 
     def validate(self) -> None:
         """Raise ConfigError naming the first field whose value cannot be used."""
-        _among("protocol", [self.protocol], PROTOCOLS)
-        _among("attacks", self.attacks, ATTACKS)
-        _among("curves", self.curves, CURVES)
-        _among("network.branch", [self.network.branch], ("auto", "adv", "clean"))
-        _among("attack.precision", [self.attack.precision], ("fp32", "bf16"))
+        one_of("protocol", self.protocol, PROTOCOLS)
+        for name, values, allowed in (("attacks", self.attacks, ATTACKS), ("curves", self.curves, CURVES)):
+            for value in values:
+                one_of(name, value, allowed)
+        one_of("network.branch", self.network.branch, ("auto", "adv", "clean"))
+        one_of("attack.precision", self.attack.precision, ("fp32", "bf16"))
         self._validate_norm()
         _inside("label_fraction", self.label_fraction, 0, 1)
         _inside("data.validation_fraction", self.data.validation_fraction, 0, 0.5)
@@ -160,15 +162,15 @@ class EvaluationConfig:
             ("attack.batch_size", self.attack.batch_size),
             ("data.max_test_images", 1 if self.data.max_test_images is None else self.data.max_test_images),
         ):
-            if value < 1:
-                raise ConfigError(f"{name}: expected an integer >= 1, got {value}")
+            at_least(name, value, 1)
         self._validate_semi_supervised()
         for rate in self.head.learning_rate:
             _inside("head.learning_rate", rate, 0, float("inf"))
+        longest = 1 if self.attack.norm == "linf" else float("inf")
         for radius in self.epsilons:
-            _inside("attack.epsilon", radius, 0, 1 if self.attack.norm == "linf" else float("inf"))
+            _inside("attack.epsilon", radius, 0, longest)
         if self.step_size is not None:
-            _inside("attack.step_size", self.step_size, 0, 1 if self.attack.norm == "linf" else float("inf"))
+            _inside("attack.step_size", self.step_size, 0, longest)
 
     def _validate_norm(self) -> None:
         from astra_env.attacks import get_norm
@@ -180,7 +182,7 @@ class EvaluationConfig:
 
     def _validate_semi_supervised(self) -> None:
         part = self.semi_supervised
-        _among("semi_supervised.choose", [part.choose], CHOICES)
+        one_of("semi_supervised.choose", part.choose, CHOICES)
         for name, least in (
             ("standard_epochs", 1),
             ("standard_batch_size", 2),
@@ -189,13 +191,12 @@ class EvaluationConfig:
             ("attack_steps", 0),
         ):
             value = getattr(part, name)
-            if value is not None and value < least:
-                raise ConfigError(f"semi_supervised.{name}: expected an integer >= {least}, got {value}")
+            if value is not None:
+                at_least(f"semi_supervised.{name}", value, least)
         for name in ("standard_learning_rate", "learning_rate", "temperature"):
             _inside(f"semi_supervised.{name}", getattr(part, name), 0, sys.float_info.max)
         for name in ("standard_weight_decay", "weight_decay", "beta", "distillation"):
-            if not 0 <= getattr(part, name) < float("inf"):
-                raise ConfigError(f"semi_supervised.{name}: expected a finite number >= 0, got {getattr(part, name)}")
+            positive(f"semi_supervised.{name}", getattr(part, name), allow_zero=True)
         if not 0 <= part.alpha <= 1:
             raise ConfigError(f"semi_supervised.alpha: expected a number from 0 to 1, got {part.alpha}")
         if self.protocol != "semi_supervised":
@@ -234,12 +235,6 @@ class EvaluationConfig:
         """Return the learning rates to compare; one is simply used."""
         default = 0.1 if protocol == "aff" else LEARNING_RATES.get(dataset, 0.1)
         return list(self.head.learning_rate) or [default]
-
-
-def _among(name: str, values: list[str], allowed: tuple[str, ...]) -> None:
-    for value in values:
-        if value not in allowed:
-            raise ConfigError(f"{name}: expected one of {', '.join(allowed)}, got {value!r}")
 
 
 def _inside(name: str, value: float, low: float, high: float) -> None:

@@ -20,9 +20,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from astra_env.config.checks import at_least, one_of, positive
 from astra_env.data import ImageDataset
 from astra_env.data.clustering import kmeans_labels
-from astra_env.errors import ConfigError
 from astra_env.evaluation.probes.classifier import EncoderClassifier
 from astra_env.evaluation.probes.finetuning import finetune
 from astra_env.evaluation.probes.linear import TRAINING_ATTACK, extract_features, linear_probe
@@ -76,8 +76,7 @@ class LPAFTConfig:
 
     def validate(self) -> None:
         """Raise ConfigError naming the first field whose value cannot be used."""
-        if self.branches not in BRANCHES_KEPT:
-            raise ConfigError(f"branches: expected one of {', '.join(BRANCHES_KEPT)}, got {self.branches!r}")
+        one_of("branches", self.branches, BRANCHES_KEPT)
         for name, least in (
             ("clusters", 2),
             ("probe_epochs", 1),
@@ -85,11 +84,9 @@ class LPAFTConfig:
             ("attack_steps", 0),
             ("batch_size", 2),
         ):
-            if getattr(self, name) < least:
-                raise ConfigError(f"{name}: expected an integer >= {least}, got {getattr(self, name)}")
+            at_least(name, getattr(self, name), least)
         for name in ("probe_learning_rate", "learning_rate", "weight_decay", "beta"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise ConfigError(f"{name}: expected a finite number >= 0, got {getattr(self, name)}")
+            positive(name, getattr(self, name), allow_zero=True)
 
 
 def pseudo_labelled(
