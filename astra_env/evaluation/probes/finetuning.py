@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from astra_env.attacks import KLDivergence, frozen, supervised_attack
 from astra_env.data import ImageDataset
-from astra_env.evaluation.measures.batches import device_of, shuffled_batches
+from astra_env.evaluation.measures.batches import device_of, shuffled_batches, used_images
 from astra_env.evaluation.probes.classifier import EncoderClassifier
 from astra_env.evaluation.probes.linear import TRAINING_ATTACK
 from astra_env.evaluation.probes.training_state import Fit, FitOptions
@@ -86,7 +86,8 @@ def finetune(
             classifier.train()
             yield trades_loss(classifier, images, adversarial, labels, beta, natural_branch=natural_branch)
 
-    fit.loop("fine-tuning", len(train)).run(classifier, generator, epoch, settings, fit.state_path)
+    used = used_images(len(train), fit.batch_size, fit.drop_last)
+    fit.run("fine-tuning", classifier, generator, epoch, used, settings)
     return classifier.eval()
 
 

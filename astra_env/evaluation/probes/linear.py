@@ -1,7 +1,7 @@
 """Linear probing of a frozen encoder: SLF (clean images) and ALF (adversarial images)."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Unpack
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from astra_env.attacks import frozen, supervised_attack
 from astra_env.data import ImageDataset
 from astra_env.evaluation.measures.accuracy import Accuracy
-from astra_env.evaluation.measures.batches import device_of, ordered_batches, shuffled_batches
+from astra_env.evaluation.measures.batches import device_of, ordered_batches, shuffled_batches, used_images
 from astra_env.evaluation.measures.robustness import clean_accuracy, robust_accuracy
 from astra_env.evaluation.probes.classifier import EncoderClassifier, require_finite
 from astra_env.evaluation.probes.training_state import Fit, FitOptions
@@ -93,17 +93,18 @@ def linear_probe(
         **({"drop_last": True} if fit.drop_last else {}),
         **({"attack_start": UNCLIPPED} if attack is not None else {}),
     }
-    loop = fit.loop("linear probe", len(train))
+    used = used_images(len(train), fit.batch_size, fit.drop_last)
 
     def epoch() -> Iterator[Tensor]:
         if cached is not None:
-            batches = _cached_batches(*cached, fit.batch_size, generator, loop.images)
+            batches = _cached_batches(*cached, fit.batch_size, generator, used)
         else:
             batches = _streamed_batches(classifier, train, fit, generator, attack)
         for features, labels in batches:
             yield F.cross_entropy(classifier.head(features), labels)
 
-    loop.run(classifier.head, generator, epoch, settings, fit.state_path if cached is None else None)
+    kept = fit if cached is None else replace(fit, state_path=None)
+    kept.run("linear probe", classifier.head, generator, epoch, used, settings)
     return classifier.eval()
 
 

@@ -36,7 +36,7 @@ from astra_env.evaluation.measures.batches import (
 from astra_env.evaluation.measures.robustness import clean_accuracy, robust_accuracy
 from astra_env.evaluation.probes.classifier import EncoderClassifier
 from astra_env.evaluation.probes.linear import EVALUATION_ATTACK, TRAINING_ATTACK, UNCLIPPED, label_attack
-from astra_env.evaluation.probes.training_state import Loop
+from astra_env.evaluation.probes.training_state import Fit
 
 STANDARD_DECAY_POINTS = (0.39, 0.59)
 """Of the standard training: after 39 and 59 of 100 epochs; the published loop steps its schedule before an epoch."""
@@ -179,17 +179,17 @@ class _Plan:
                 classifier.train()
                 yield F.cross_entropy(classifier(images), labels)
 
-        loop = Loop(
-            "standard training",
+        fit = Fit(
             options.standard_epochs,
             options.standard_learning_rate,
             options.standard_weight_decay,
-            _milestones(STANDARD_DECAY_POINTS, options.standard_epochs),
-            len(labelled),
             size,
-            self.progress,
+            decay_points=STANDARD_DECAY_POINTS,
+            state_path=path,
         )
-        return classifier, self._run(loop, classifier, generator, epoch, clean_accuracy, path)
+        return classifier, self._run(
+            "standard training", fit, len(labelled), classifier, generator, epoch, clean_accuracy
+        )
 
     def fine_tune(
         self, labelled: ImageDataset, others: ImageDataset, known: Tensor, unknown: Tensor, path: Path | None
@@ -212,18 +212,12 @@ class _Plan:
                 pseudo = torch.cat([known[rows], unknown[other_rows]])
                 yield semi_supervised_loss(logits, attacked, true[rows], pseudo, **weights)
 
-        loop = Loop(
-            "semi-supervised fine-tuning",
-            options.epochs,
-            options.learning_rate,
-            options.weight_decay,
-            _milestones(DECAY_POINTS, options.epochs),
-            steps,
-            1,
-            self.progress,
+        fit = Fit(
+            options.epochs, options.learning_rate, options.weight_decay, 1, decay_points=DECAY_POINTS, state_path=path
         )
         under_pgd = partial(robust_accuracy, attack=EVALUATION_ATTACK, seed=self.seed)
-        return classifier, self._run(loop, classifier, generator, epoch, under_pgd, path)
+        title = "semi-supervised fine-tuning"
+        return classifier, self._run(title, fit, steps, classifier, generator, epoch, under_pgd)
 
     def _classifier(self, labelled: ImageDataset, branch: str) -> tuple[EncoderClassifier, torch.Generator]:
         """Return a copy of the encoder with a head at zero, to be trained whole, and a generator for its training."""
@@ -232,12 +226,13 @@ class _Plan:
 
     def _run(
         self,
-        loop: Loop,
+        title: str,
+        fit: Fit,
+        images: int,
         classifier: EncoderClassifier,
         generator: torch.Generator,
         epoch: Callable[[], Iterable[Tensor]],
         accuracy: Callable[..., Accuracy],
-        path: Path | None,
     ) -> dict[str, Any]:
         """Train, leave in the classifier the weights of the epoch that held-out images choose and say which it is."""
         held_out = self.held_out
@@ -248,21 +243,18 @@ class _Plan:
             "augment": self.augment,
             "seed": self.seed,
             "attack_start": UNCLIPPED,
-            "stage": loop.title,
+            "stage": title,
         }
 
         def score() -> float:
             return accuracy(classifier, held_out, progress=self.progress).value
 
-        best = loop.run(classifier, generator, epoch, settings, path, None if held_out is None else score)
+        asked, fit = None if held_out is None else score, replace(fit, progress=self.progress)
+        best = fit.run(title, classifier, generator, epoch, images, settings, asked, earliest=1)
         if best is None:
-            return {"epoch": loop.epochs}
+            return {"epoch": fit.epochs}
         classifier.load_state_dict(best.weights)
         return {"epoch": best.epoch, "held_out_accuracy": best.score}
-
-
-def _milestones(points: Iterable[float], epochs: int) -> list[int]:
-    return [max(1, round(point * epochs)) for point in points]
 
 
 def _stage_file(stem: str | Path | None, stage: str) -> Path | None:

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from astra_env.data import ImageDataset
 from astra_env.errors import CheckpointError, Diverged, InputError
-from astra_env.evaluation.measures.batches import require_alike, require_labels, used_images
+from astra_env.evaluation.measures.batches import require_alike, require_labels
 from astra_env.storage.checkpoint import load_checkpoint, save_checkpoint
 
 MOMENTUM = 0.9
@@ -56,18 +56,55 @@ class Fit:
         if self.epochs < 1:
             raise InputError(f"epochs: expected at least 1, got {self.epochs}")
 
-    def loop(self, title: str, images: int) -> "Loop":
-        """Return the loop over ``images`` images."""
-        return Loop(
-            title,
-            self.epochs,
-            self.learning_rate,
-            self.weight_decay,
-            [round(point * self.epochs) for point in self.decay_points],
-            used_images(images, self.batch_size, self.drop_last),
-            self.batch_size,
-            self.progress,
-        )
+    def run(
+        self,
+        title: str,
+        module: nn.Module,
+        generator: torch.Generator,
+        epoch: Callable[[], Iterable[Tensor]],
+        images: int,
+        settings: Mapping[str, Any],
+        score: Callable[[], float] | None = None,
+        earliest: int = 0,
+    ) -> "BestWeights | None":
+        """Train ``module`` on the losses of ``epoch``, from where ``state_path`` was left off.
+
+        Args:
+            title: of the progress bar.
+            module: what is trained.
+            generator: the training's only source of randomness.
+            epoch: yields the loss of every step of one epoch.
+            images: how many images an epoch shows.
+            settings: what the training depends on.
+            score: asked after every epoch; the best epoch's weights are then returned.
+            earliest: epoch before which the learning rate does not fall.
+
+        Raises:
+            Diverged: for a loss that is not finite.
+            CheckpointError: when ``state_path`` holds another training.
+        """
+        optimizer = torch.optim.SGD(module.parameters(), self.learning_rate, MOMENTUM, weight_decay=self.weight_decay)
+        milestones = [max(earliest, round(point * self.epochs)) for point in self.decay_points]
+        schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones)
+        best = None if score is None else BestWeights()
+        state = TrainingState(self.state_path, settings, module, optimizer, schedule, generator, best)
+        first, steps = state.restore(), math.ceil(images / self.batch_size)
+        with tqdm(
+            total=self.epochs * steps, initial=first * steps, desc=title, unit="step", disable=not self.progress
+        ) as bar:
+            for done in range(first + 1, self.epochs + 1):
+                for loss in epoch():
+                    if not bool(torch.isfinite(loss)):
+                        raise Diverged(f"{title}: the loss is {loss.item()} in epoch {done}; lower the learning rate")
+                    optimizer.zero_grad()
+                    loss.backward()
+                    optimizer.step()
+                    bar.update()
+                schedule.step()
+                if best is not None and score is not None:
+                    best.offer(module, done, score())
+                state.save(done)
+        return best
 
 
 class FitOptions(TypedDict, total=False):
@@ -84,62 +121,6 @@ class FitOptions(TypedDict, total=False):
     device: torch.device | str | None
     state_path: str | Path | None
     progress: bool
-
-
-@dataclass(frozen=True)
-class Loop:
-    """Epochs of SGD over losses; ``images / batch_size`` steps make an epoch."""
-
-    title: str
-    epochs: int
-    learning_rate: float
-    weight_decay: float
-    milestones: Sequence[int]
-    images: int
-    batch_size: int
-    progress: bool
-
-    def run(
-        self,
-        module: nn.Module,
-        generator: torch.Generator,
-        epoch: Callable[[], Iterable[Tensor]],
-        settings: Mapping[str, Any],
-        path: str | Path | None,
-        score: Callable[[], float] | None = None,
-    ) -> "BestWeights | None":
-        """Train ``module`` on the losses of ``epoch``, from where ``path`` was left off.
-
-        ``settings`` are what the training depends on. With ``score``, asked after every epoch, the best epoch's weights
-        are returned. Raises Diverged for a loss that is not finite.
-        """
-        optimizer = torch.optim.SGD(module.parameters(), self.learning_rate, MOMENTUM, weight_decay=self.weight_decay)
-        schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, list(self.milestones))
-        best = None if score is None else BestWeights()
-        state = TrainingState(path, settings, module, optimizer, schedule, generator, best)
-        first, steps = state.restore(), math.ceil(self.images / self.batch_size)
-        with tqdm(
-            total=self.epochs * steps,
-            initial=first * steps,
-            desc=self.title,
-            unit="step",
-            disable=not self.progress,
-        ) as bar:
-            for done in range(first + 1, self.epochs + 1):
-                for loss in epoch():
-                    if not bool(torch.isfinite(loss)):
-                        raise Diverged(
-                            f"{self.title}: the loss is {loss.item()} in epoch {done}; lower the learning rate"
-                        )
-                    optimizer.zero_grad()
-                    loss.backward()
-                    optimizer.step()
-                    bar.update()
-                schedule.step()
-                if best is not None and score is not None:
-                    best.offer(module, done, score())
-                state.save(done)
-        return best
 
 
 class TrainingState:
