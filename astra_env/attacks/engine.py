@@ -79,7 +79,7 @@ def perturb(
     chunks: int = 1,
     clip_start: bool = True,
     whole_batch: bool = False,
-    moving: Callable[[Tensor], Tensor] | None = None,
+    may_move: Callable[[Tensor], Tensor] | None = None,
 ) -> AttackResult:
     """Move each image up the gradient of ``objective`` for its own number of steps.
 
@@ -103,7 +103,7 @@ def perturb(
         whole_batch: ``forward`` always gets all images in their order, finished ones too: for networks in training
             mode, whose outputs depend on the whole batch, and for a ``forward`` that treats rows differently. All ranks
             then go through as many iterations as the slowest, whatever the objective.
-        moving: which images move on, bool (N,), by the outputs (N, D) before a step; the attack ends when none does
+        may_move: which images move on, bool (N,), by the outputs (N, D) before a step; the attack ends when none does
             (LAS-AT). Needs ``whole_batch``.
 
     Raises:
@@ -113,11 +113,11 @@ def perturb(
         raise InputError(f"strategy: expected one entry per image ({len(images)}), got {len(strategy)}")
     if whole_batch and chunks > 1:
         raise InputError(f"chunks: expected 1 for a forward that needs the whole batch, got {chunks}")
-    if moving is not None and not whole_batch:
-        raise InputError("moving: images stop early only where the whole batch is forwarded; set whole_batch")
+    if may_move is not None and not whole_batch:
+        raise InputError("may_move: images stop early only where the whole batch is forwarded; set whole_batch")
     delta = _into_box(images, delta) if clip_start else delta
     if whole_batch:
-        return _perturb_whole(forward, images, strategy, objective, norm, delta, final_outputs, world, moving)
+        return _perturb_whole(forward, images, strategy, objective, norm, delta, final_outputs, world, may_move)
     schedule = _Schedule(strategy.steps)
     images, delta = schedule.sort(images), schedule.sort(delta)
     epsilon, step_size = (
@@ -162,7 +162,7 @@ def _perturb_whole(
     delta: Tensor,
     final_outputs: bool,
     world: World,
-    moving: Callable[[Tensor], Tensor] | None,
+    may_move: Callable[[Tensor], Tensor] | None,
 ) -> AttackResult:
     """Do what :func:`perturb` does, but forward every image at every step, in the batch's order."""
     epsilon, step_size = (t.view(-1, 1, 1, 1).to(images.dtype) for t in (strategy.epsilon, strategy.step_size))
@@ -175,8 +175,8 @@ def _perturb_whole(
         with torch.enable_grad():
             position = (images + delta).requires_grad_()
             outputs = forward(position.view_as(position))
-            if moving is not None:
-                still = moving(outputs.detach())
+            if may_move is not None:
+                still = may_move(outputs.detach())
                 if not bool(still.any()):
                     break
                 moves &= still

@@ -205,7 +205,7 @@ def supervised_attack(
         init,
         strategy.epsilon,
         generator,
-        moving=(lambda logits: logits.argmax(1) == hard) if early_stop else None,
+        may_move=(lambda logits: logits.argmax(1) == hard) if early_stop else None,
         **options,
     )
 
@@ -220,7 +220,7 @@ def _ascend(
     radius: Tensor | float,
     generator: torch.Generator | None,
     *,
-    moving: Callable[[Tensor], Tensor] | None = None,
+    may_move: Callable[[Tensor], Tensor] | None = None,
     norm: str = "linf",
     autocast: torch.dtype | None = None,
     attack_mode: str = "eval",
@@ -247,7 +247,7 @@ def _ascend(
             chunks=chunks,
             clip_start=clip_start,
             whole_batch=whole_batch or attack_mode == "train",
-            moving=moving,
+            may_move=may_move,
         )
 
 

@@ -146,9 +146,10 @@ class EvaluationConfig:
     def validate(self) -> None:
         """Raise ConfigError naming the first field whose value cannot be used."""
         one_of("protocol", self.protocol, PROTOCOLS)
-        for name, values, allowed in (("attacks", self.attacks, ATTACKS), ("curves", self.curves, CURVES)):
-            for value in values:
-                one_of(name, value, allowed)
+        for attack in self.attacks:
+            one_of("attacks", attack, ATTACKS)
+        for curve in self.curves:
+            one_of("curves", curve, CURVES)
         one_of("network.branch", self.network.branch, ("auto", "adv", "clean"))
         one_of("attack.precision", self.attack.precision, ("fp32", "bf16"))
         self._validate_norm()

@@ -19,7 +19,6 @@ from astra_env.evaluation.probes.classifier import EncoderClassifier
 from astra_env.evaluation.probes.finetuning import AT_THE_IMAGE, finetune
 from astra_env.evaluation.probes.linear import TRAINING_ATTACK, UNCLIPPED, linear_probe
 from astra_env.evaluation.probes.semi_supervision import semi_supervised
-from astra_env.evaluation.probes.training_state import FitOptions
 from astra_env.storage.checkpoint import load_checkpoint, save_checkpoint
 
 ATTACK_STARTS = {"alf": UNCLIPPED, "aff": AT_THE_IMAGE, "semi_supervised": UNCLIPPED}
@@ -182,7 +181,7 @@ def _fit(
     progress: bool,
 ) -> EncoderClassifier:
     head = config.head
-    common: FitOptions = {
+    common: dict[str, Any] = {
         "epochs": head.epochs,
         "learning_rate": learning_rate,
         "weight_decay": head.weight_decay,

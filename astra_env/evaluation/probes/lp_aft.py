@@ -16,6 +16,7 @@ branch, so it is the single-route loss. CE on the clean branch comes only later,
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -27,7 +28,6 @@ from astra_env.evaluation.probes.classifier import EncoderClassifier
 from astra_env.evaluation.probes.finetuning import finetune
 from astra_env.evaluation.probes.linear import TRAINING_ATTACK, extract_features, linear_probe
 from astra_env.evaluation.probes.single_route import single_route
-from astra_env.evaluation.probes.training_state import FitOptions
 
 DECAY_POINTS = (0.4, 0.8)
 """Fractions of the fine-tuning after which its learning rate falls tenfold: epochs 10 and 20 of 25."""
@@ -133,7 +133,7 @@ def lp_aft(
     """
     place = torch.device(device)
     labelled = pseudo_labelled(encoder, images, config, place)
-    common: FitOptions = {
+    common: dict[str, Any] = {
         "weight_decay": config.weight_decay,
         "batch_size": config.batch_size,
         "augment": config.augment,
