@@ -76,9 +76,8 @@ class AttackStrategy:
         """Refuse tensors whose shapes do not belong together."""
         shapes = [tuple(getattr(self, name).shape) for name in PARAMETERS]
         if len(shapes[0]) != 1 or len(set(shapes)) != 1:
-            raise InputError(
-                f"AttackStrategy: expected three tensors of one shape (N,), got {', '.join(map(str, shapes))}"
-            )
+            got = ", ".join(map(str, shapes))
+            raise InputError(f"AttackStrategy: expected three tensors of one shape (N,), got {got}")
         if self.steps.is_floating_point():
             raise InputError(f"AttackStrategy.steps: expected an integer tensor, got {self.steps.dtype}")
 
@@ -176,8 +175,7 @@ class StrategySpace:
         Args:
             actions: integers (N, 3) or (3,) (one attack, N = 1); columns epsilon, steps, step_size; array or tensor.
             device: where the result lives; default the tensor's own device, or the CPU for arrays.
-            check: verify that the indices are inside the grids. Costs a device synchronisation on CUDA; switch it
-                off for actions sampled over the same grids.
+            check: verify that indices are inside the grids, which waits for the device; needless for sampled ones.
 
         Raises:
             InputError: for another shape, a non-integer dtype or an index outside its grid.
@@ -198,9 +196,8 @@ class StrategySpace:
 
     def encode(self, epsilon: float, steps: int, step_size: float) -> tuple[int, int, int]:
         """Return the grid indices of one attack; raises InputError when a value is not on its grid."""
-        values = zip(PARAMETERS, (epsilon, steps, step_size), strict=True)
-        first, second, third = (_index_of(name, getattr(self, name), value) for name, value in values)
-        return first, second, third
+        first, second = _index_of("epsilon", self.epsilon, epsilon), _index_of("steps", self.steps, steps)
+        return first, second, _index_of("step_size", self.step_size, step_size)
 
     def _check(self, indices: Tensor) -> None:
         low, high = indices.amin(0).tolist(), indices.amax(0).tolist()
@@ -255,17 +252,15 @@ def _as_tensor(actions: Any) -> Tensor:
     try:
         return torch.from_numpy(np.array(actions))
     except (TypeError, ValueError, OverflowError) as error:
-        raise InputError(
-            f"actions: expected integers of shape (N, 3) or (3,), got {str(actions)[:60]!r} ({type(actions).__name__})"
-        ) from error
+        got = f"{str(actions)[:60]!r} ({type(actions).__name__})"
+        raise InputError(f"actions: expected integers of shape (N, 3) or (3,), got {got}") from error
 
 
 def _index_of(name: str, grid: tuple[float, ...], value: float) -> int:
     for index, candidate in enumerate(grid):
         if abs(candidate - value) < 1e-6:
             return index
-    allowed = ", ".join(f"{candidate:.4g}" for candidate in grid)
-    raise InputError(f"{name}: expected a value of the grid ({allowed}), got {value:.4g}")
+    raise InputError(f"{name}: expected a value of the grid ({', '.join(f'{x:.4g}' for x in grid)}), got {value:.4g}")
 
 
 class StrategyCounts:
