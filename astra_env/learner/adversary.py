@@ -75,6 +75,7 @@ class Adversary:
             self.target,
             views,
             self.world.own(strategy.clean_where_idle()),
+            norm=self.options.norm,
             generator=self.generator,
             autocast=None if folded else self.speed.autocast,
             forward=copied or (lambda x: self.objective.outputs(x, "adv")),

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from astra_env.attacks import AttackResult
+from astra_env.attacks import AttackResult, get_norm
 from astra_env.augment.simclr import build_augment
 from astra_env.compute import Speed, memory_order, tf32
 from astra_env.config.schema import ExperimentConfig
@@ -56,13 +56,13 @@ class ContrastiveLearner(Learner):
     make_adversary: ClassVar[type[Adversary]] = Adversary
 
     def __init__(self, config: ExperimentConfig, dataset: ImageDataset | None = None, world: World = ALONE) -> None:
-        self.config = config
-        self.world = world
-        options = config.learner
+        self.config, self.world, options = config, world, config.learner
+        self.norm = options.norm
+        get_norm(self.norm, "learner.")
         self.device = world.resolve(config.device)
-        self.space = StrategySpace.of(config.strategy)
+        self.space = StrategySpace.of(config)
         make_objective = objective_factory(config)
-        self.reward: Any = make_reward(options.reward, options.reward_args)
+        self.reward: Any = make_reward(options.reward, options.reward_args, norm=options.norm)
         images = dataset if dataset is not None else load_training_images(config.data, self.device)
         measurement: Reference | None = getattr(self.reward, "measurement", None)
         self.dataset, held_out = (images, None) if measurement is None else hold_out(images, measurement.images)
@@ -322,10 +322,8 @@ class ContrastiveLearner(Learner):
         return self.objective.foldable and plain
 
     def _measured(self, held_out: ImageDataset) -> EncoderHeldOut:
-        temperature = self.config.learner.temperature
-        return EncoderHeldOut(
-            lambda: self.final_network, held_out, self.base_augment, self.branch, temperature, self.device
-        )
+        options = self.config.learner.temperature, self.norm, self.device
+        return EncoderHeldOut(lambda: self.final_network, held_out, self.base_augment, self.branch, *options)
 
     def _gradient_norm(self) -> Tensor:
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]

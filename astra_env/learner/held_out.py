@@ -24,6 +24,7 @@ class EncoderHeldOut(HeldOut):
         augment: the training's augmentation.
         branch: of the norms.
         temperature: of NT-Xent.
+        norm: of the attacks' ball.
         device: where the network is.
     """
 
@@ -34,6 +35,7 @@ class EncoderHeldOut(HeldOut):
         augment: SimCLRAugment,
         branch: str,
         temperature: float,
+        norm: str,
         device: torch.device,
     ) -> None:
         rows = torch.arange(len(dataset))
@@ -44,6 +46,7 @@ class EncoderHeldOut(HeldOut):
         self.views = augment(raw, generator(SEED, "held-out views"))
         self.branch = branch
         self.temperature = temperature
+        self.norm = norm
 
     @property
     def network(self) -> Target:
@@ -55,7 +58,8 @@ class EncoderHeldOut(HeldOut):
         found = contrastive_attack(
             self.network,
             self.views,
-            attack.strategy(len(self.views), self.views.device),
+            attack.attack(self.norm).strategy(len(self.views), self.views.device),
+            norm=self.norm,
             branch=self.branch,
             generator=generator(SEED, "held-out attack", self.views.device),
             temperature=self.temperature,
@@ -74,7 +78,8 @@ class EncoderHeldOut(HeldOut):
             self.network,
             images,
             labels,
-            attack.strategy(len(images), images.device),
+            attack.attack(self.norm).strategy(len(images), images.device),
+            norm=self.norm,
             generator=generator(SEED, "held-out attack", images.device),
             forward=lambda batch: classify(self.network.embed(batch, self.branch)),
         )

@@ -19,7 +19,7 @@ from astra_env.errors import ConfigError, DataError, InputError
 from astra_env.registry import Registry
 from astra_env.rewards import REWARDS
 from astra_env.storage.state import Either
-from astra_env.strategy import AttackStrategy, check_pixel_units, parse_number
+from astra_env.strategy import Attack, parse_number
 
 ARGUMENTS = "learner.reward_args"
 SEED = 0
@@ -53,18 +53,17 @@ class Reference:
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
                 raise ConfigError(f"{ARGUMENTS}.{name}: expected an integer >= {least}, got {value!r}")
         try:
-            self.strategy(1, "cpu")
+            self.attack("linf")
         except InputError as error:
             raise ConfigError(f"{ARGUMENTS}.{error}") from error
 
-    def strategy(self, count: int, device: torch.device | str) -> AttackStrategy:
-        """Return the attack for ``count`` views; raises ConfigError or InputError naming a number that is outside."""
+    def attack(self, norm: str) -> Attack:
+        """Return the attack in the norm of training; raises ConfigError or InputError naming a bad number."""
         epsilon = parse_number(f"{ARGUMENTS}.epsilon", self.epsilon)
-        check_pixel_units("epsilon", epsilon)
         size = 1.25 * epsilon / max(1, self.steps)
         if self.step_size is not None:
             size = parse_number(f"{ARGUMENTS}.step_size", self.step_size)
-        return AttackStrategy.constant(count, epsilon, self.steps, size, device)
+        return Attack(epsilon, size, self.steps, norm)
 
 
 class HeldOut(Protocol):
