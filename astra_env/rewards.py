@@ -157,7 +157,7 @@ REWARDS.register("constant")(Constant)
 
 def make_reward(
     name: str, arguments: Mapping[str, Any] | None = None, registry: Registry[Any] = REWARDS, norm: str = "linf"
-) -> Callable[[Any], Tensor]:
+) -> Any:
     """Build a reward by registered name or ``module:attribute``; raises ConfigError for unknown names or arguments.
 
     Args:

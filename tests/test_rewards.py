@@ -54,7 +54,7 @@ def test_constant_knows_nothing_of_the_attack():
 @pytest.mark.parametrize(
     ("name", "arguments", "message"),
     [
-        ("nonsense", {}, "expected one of astra, constant, cost_aware, gradient_alignment, per_view"),
+        ("nonsense", {}, "expected one of astra, constant, cost_aware, gradient_alignment, none, per_view"),
         ("astra", {"colour": 1}, "colour"),
         ("cost_aware", {"credit": "mine"}, "'shared' or 'per_view'"),
         ("missing_module:Reward", {}, "cannot import module 'missing_module'"),

@@ -69,7 +69,7 @@ class ContrastiveLearner(Learner):
         speed = Speed.of(options, self.device)
         self.target = build_target(config.target, config.seed, self.device, speed.channels_last)
         self.memory_order = memory_order(self.target, self.device, channels_last=speed.channels_last)
-        self.meter = ComputeMeter(world)
+        self.meter: ComputeMeter = ComputeMeter(world)
         self.meter.watch(self.target)
         if options.sync_bn:
             self.target = with_shared_statistics(self.target, self.device, world, "learner.sync_bn")

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from astra_env.attacks import contrastive_attack, supervised_attack
+from astra_env.attacks import Contrastive, contrastive_attack, supervised_attack
 from astra_env.augment import SimCLRAugment
 from astra_env.data import ImageDataset
 from astra_env.learner.outcome import SEED, HeldOut, Reference
@@ -62,7 +62,7 @@ class EncoderHeldOut(HeldOut):
             norm=self.norm,
             branch=self.branch,
             generator=generator(SEED, "held-out attack", self.views.device),
-            temperature=self.temperature,
+            objective=Contrastive(self.temperature),
             final_outputs=not differentiable,
         )
         features = self._encoded(found.adversarial) if found.outputs is None else found.outputs

@@ -5,7 +5,7 @@ reference attack are the same in every measurement, so that the measure depends 
 """
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -297,5 +297,5 @@ def ridge(features: Tensor, labels: Tensor) -> Any:
     return lambda given: ((given - mean) / scale) @ weights + offset
 
 
-def _flat(tensors: list[Tensor]) -> Tensor:
+def _flat(tensors: Sequence[Tensor]) -> Tensor:
     return torch.cat([tensor.detach().flatten() for tensor in tensors])

@@ -52,7 +52,7 @@ class ComputeMeter:
 
         # A closure, not a method: deep copies of the network share it, and with it this meter.
         def count(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            self._count(inputs[0], module.weight.requires_grad, weight)  # type: ignore[union-attr]
+            self._count(inputs[0], any(p.requires_grad for p in module.parameters(recurse=False)), weight)
 
         layer.register_forward_pre_hook(count)
 
