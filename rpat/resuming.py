@@ -8,7 +8,16 @@ from astra_env.config.safe_yaml import parse_yaml
 from astra_env.errors import CheckpointError, ConfigError
 from rpat.config import RPATConfig
 
-FREE = ("device", "run", "test", "data.root", "data.download", "data.device_budget_mib", "data.host_budget_mib")
+FREE = (
+    "device",
+    "run",
+    "test",
+    "data.root",
+    "data.cache",
+    "data.download",
+    "data.device_budget_mib",
+    "data.host_budget_mib",
+)
 """Settings that may change when a run is resumed."""
 
 

@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from rpat.config import PRESET_PACKAGE, RPATConfig
 from rpat.learner import SupervisedLearner
 from rpat.resuming import check_same_run
 from rpat.selection import Record, Selection
-from rpat.splits import load_splits
+from rpat.splits import load_splits, load_test
 
 logger = logging.getLogger(__name__)
 MAX_ROLLBACKS = 5
@@ -68,7 +69,9 @@ class Trainer:
             torch.set_num_threads(self.config.run.threads)
         self.world = world
         self.device = world.resolve(self.config.device)
-        train, self.validation, self.test = load_splits(self.config, self.device)
+        train, self.validation = load_splits(self.config, self.device)
+        if self.config.test.enabled:
+            _ = self.test  # what the end needs is read before the first step
         self.learner = SupervisedLearner(self.config, train, self.device, world)
         self.exit_status = 0
         self._classes = self.config.network.num_classes or len(train.classes)
@@ -125,6 +128,11 @@ class Trainer:
                 with run.directory.refusals():
                     save(supervised_figure(run.metrics()), run.path / "losses.png")
             return summary
+
+    @cached_property
+    def test(self) -> ImageDataset:
+        """The test images."""
+        return load_test(self.config, self.validation, self.device)
 
     def selected(self) -> nn.Module:
         """Return the learner's network with the selected weights: the average's best where there is one, in eval mode.

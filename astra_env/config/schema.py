@@ -24,15 +24,21 @@ class DataConfig:
     """Which images, from where."""
 
     name: str = "digits"
-    """digits, cifar10, cifar100, stl10, tiny_imagenet, folder or module:function."""
+    """digits, cifar10, cifar100, stl10, tiny_imagenet, module:function, or folder: train/<class>/* and test/<class>/*;
+    class folders alone; or, to pretrain without labels, any folder of images."""
     root: str = "data"
     """Folder that holds the data set."""
     download: bool = False
     """Fetch the data set when it is not under root."""
     image_size: int | None = None
     """Side of the square images; default the data set's own."""
+    cache: str | None = None
+    """Folder for decoded images; default the user's cache folder (XDG_CACHE_HOME or ~/.cache, in astra_env)."""
+    holdout: float | None = None
+    """Share of the training images, seeded and class-balanced, that serves as the test split of a data set without one,
+    such as 0.1; default none."""
     max_images: int | None = None
-    """Use only the first images of the training split (class-balanced when labelled); default all."""
+    """Use only this many images of the training split (class-balanced when labelled, else the first); default all."""
     device_budget_mib: int = 4096
     """Keep the images on the learner's device when they take at most this many MiB."""
     host_budget_mib: int = 8192
