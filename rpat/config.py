@@ -29,6 +29,8 @@ class NetworkConfig:
     """Number of logits; default the data set's classes."""
     checkpoint: str | None = None
     """Weights to start from: one of our checkpoints or an official one."""
+    allow_missing: list[str] = field(default_factory=list)
+    """Parts that start anew where the checkpoint lacks them or has another size, by prefix, such as linear."""
 
 
 @dataclass

@@ -139,8 +139,12 @@ def _check_size(data: bytes, name: str) -> None:
 def _check_tensors(state: Any, name: str) -> None:
     """Refuse tensors that claim more values than the file holds: a few bytes can stand for any number of them."""
     waiting: list[Any] = [state]
+    seen: set[int] = set()
     while waiting:
         value = waiting.pop()
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
         if isinstance(value, Mapping):
             waiting.extend(value.values())
         elif isinstance(value, list | tuple):

@@ -6,7 +6,6 @@ state says; every other class stays refused.
 
 import math
 import re
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -103,25 +102,31 @@ def bookkeeping_allowed() -> safe_globals:
 
 
 def plain(value: Any) -> Any:
-    """Return what was loaded with plain containers and numbers in the place of the stand-ins."""
-    if isinstance(value, _Values):
-        return {str(name): plain(entry) for name, entry in vars(value).items()}
+    """Return what was loaded with plain containers and numbers in the place of the stand-ins; the rest stays itself."""
+    return _plain(value, {})
+
+
+def _plain(value: Any, done: dict[int, Any]) -> Any:
+    """Return a value's plain form; ``done`` holds the containers met so far, which may hold themselves."""
+    if id(value) in done:
+        return done[id(value)]
     if isinstance(value, _Array):
         return value.values
     if isinstance(value, _Type):
         return value.code
-    if isinstance(value, Mapping):
-        whole = {name: plain(entry) for name, entry in value.items()}
-        return whole if type(value) is dict else _same_kind(value, whole)
-    if type(value) in (list, tuple):
-        return type(value)(plain(entry) for entry in value)
-    return value
-
-
-def _same_kind(value: Any, whole: dict[Any, Any]) -> Any:
-    """Return the mapping itself, such as an OrderedDict with attributes, holding the values of ``whole``."""
-    for name, entry in whole.items():
-        value[name] = entry
+    if isinstance(value, _Values):
+        value = vars(value)
+    if isinstance(value, dict):
+        done[id(value)] = value
+        for name, entry in value.items():
+            value[name] = _plain(entry, done)
+    elif type(value) is list:
+        done[id(value)] = value
+        value[:] = [_plain(entry, done) for entry in value]
+    elif type(value) is tuple:
+        done[id(value)] = value
+        done[id(value)] = tuple(_plain(entry, done) for entry in value)
+        return done[id(value)]
     return value
 
 

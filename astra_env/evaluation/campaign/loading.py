@@ -21,6 +21,7 @@ from astra_env.models.interop import weights_of
 from astra_env.models.layers import NORMALIZATIONS, ChannelStatistics
 from astra_env.models.preact_resnet import preact_resnet18
 from astra_env.models.resnet import BasicBlock, Bottleneck, ResNet
+from astra_env.models.unwrap import chosen_weights
 from astra_env.models.wide_resnet import wide_resnet_channels
 from astra_env.storage.checkpoint import load_checkpoint
 from astra_env.storage.state import UNFIT, one_line
@@ -252,8 +253,8 @@ def _choose(checkpoint: Mapping[str, Any], weights: str | None, file: Path) -> M
         objective = checkpoint.get("objective")
         followed = objective.get("momentum_encoder") if isinstance(objective, Mapping) else None
         return followed if isinstance(followed, Mapping) else checkpoint
-    chosen = checkpoint.get(weights)
-    if not isinstance(chosen, Mapping):
+    chosen = chosen_weights(checkpoint, weights)
+    if chosen is None:
         known = ", ".join(sorted(key for key, value in checkpoint.items() if isinstance(value, Mapping)))
         raise CheckpointError(f"{file}: holds no weights called {weights!r}; choose among {known or 'none'}")
     return chosen
