@@ -42,6 +42,7 @@ def main() -> int:
     parser.add_argument("--branch", choices=("auto", "adv", "clean"), default="auto", help="branch of a target network")
     parser.add_argument("--head", help="classifier kept by evaluate.py (OUT/models/*.pt), exported with the encoder")
     parser.add_argument("--weights", help="key of the weights in checkpoints that hold several, such as ema")
+    parser.add_argument("--backbone", help="code of a run's target.backbone, imported only if named here")
     parser.add_argument("--normalize", default="auto", help="normalisation where the file says nothing: imagenet, ...")
     parser.add_argument("--image_size", type=int, default=32, help="side of the images that the ONNX file takes")
     parser.add_argument("--push", metavar="DESTINATION", help="also copy the export to a folder or hf:owner/name")
@@ -69,7 +70,8 @@ def export(options: argparse.Namespace) -> list[Path]:
     from astra_env.evaluation.campaign.loading import load_network
     from astra_env.export import write_export, write_onnx
 
-    loaded = load_network(options.checkpoint, weights=options.weights, normalize=options.normalize)
+    reading = {"weights": options.weights, "normalize": options.normalize, "backbone": options.backbone}
+    loaded = load_network(options.checkpoint, **reading)
     branch = loaded.branch if options.branch == "auto" else options.branch
     network, folded = plain_network(loaded, branch, options.head, only_onnx=options.format == ["onnx"])
     written = []
@@ -86,7 +88,7 @@ def plain_network(
     """Return the network to write and the branch that was folded (None where there was nothing to fold)."""
     from astra_env.evaluation.campaign.heads import restored_classifier
     from astra_env.export import BranchEncoder, PlainEncoder, fold_branch, plain_classifier
-    from astra_env.models import ResNet, TargetNetwork, TransformerTarget
+    from astra_env.models import BackboneTarget, ResNet, TargetNetwork, TransformerTarget
 
     network = loaded.network
     if head is not None:
@@ -96,7 +98,7 @@ def plain_network(
         network, branch = classifier.encoder, classifier.branch
         if only_onnx:
             return classifier, branch
-    if isinstance(network, TransformerTarget) and only_onnx:
+    if isinstance(network, TransformerTarget | BackboneTarget) and only_onnx:
         return BranchEncoder(network, branch), branch
     if isinstance(network, TargetNetwork):
         if only_onnx and network.norm == "group":

@@ -72,8 +72,11 @@ class TargetConfig:
     """The target network: the encoder that is being made robust."""
 
     backbone: str = "resnet"
-    """resnet, or vit: a vision transformer with layer norms, for which blocks, stem and norm mean nothing, and which
-    has a head of its own."""
+    """resnet; vit: a vision transformer with layer norms, for which blocks, stem and norm mean nothing, and which has a
+    head of its own; timm:NAME; or module:function of yours. The function is called with those of num_classes (1),
+    normalize (None), width and generator that it names, and returns a torch module that gives embeddings
+    (N, embed_dim) of images (N, 3, H, W), by embed(images) or when called, and says embed_dim. Its norms are its own,
+    the same for both branches; so functions for network.name of supervised runs serve as well."""
     width: int = 64
     """Channels of the first stage; of a token for vit, one attention head per 32."""
     depth: int = 6
@@ -286,11 +289,15 @@ class ExperimentConfig:
         positive("learner.warmup_epochs", learner.warmup_epochs, allow_zero=True)
         one_of("learner.optimizer", learner.optimizer, ("lars", "sgd"))
         one_of("learner.precision", learner.precision, ("fp32", "bf16"))
-        one_of("target.backbone", self.target.backbone, ("resnet", "vit"))
+        if ":" not in self.target.backbone:
+            one_of("target.backbone", self.target.backbone, ("resnet", "vit", "timm:NAME", "module:function"))
         for name in ("depth", "patch_size"):
             at_least(f"target.{name}", getattr(self.target, name), 1)
-        if learner.fold_batchnorm and self.target.backbone == "vit":
-            raise ConfigError("learner.fold_batchnorm: target.backbone 'vit' has no BatchNorm to fold; switch it off")
+        if learner.fold_batchnorm and self.target.backbone != "resnet":
+            raise ConfigError(
+                f"learner.fold_batchnorm: only target.backbone 'resnet' can be folded, got {self.target.backbone!r}; "
+                "switch it off"
+            )
         if learner.fold_batchnorm and self.target.norm == "group":
             raise ConfigError("learner.fold_batchnorm: needs target.norm branch or single, got 'group'")
         require_compilable("learner", learner)

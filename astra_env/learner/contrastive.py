@@ -27,7 +27,7 @@ from astra_env.distributed import (
 from astra_env.errors import CheckpointError, ConfigError
 from astra_env.learner.contrastive_state import check_state, take_state
 from astra_env.learner.protocol import Learner, StepReport
-from astra_env.models import Target, load_official
+from astra_env.models import BackboneTarget, Target, load_official
 from astra_env.models.build import build_target
 from astra_env.objectives import Batch, Encoder, Setting, objective_factory
 from astra_env.objectives.spread import differentiate, require_spreadable
@@ -70,6 +70,8 @@ class ContrastiveLearner(Learner):
         self.dataset = dataset if dataset is not None else load_training_images(config.data, self.device)
         self.speed = Speed.of(options, self.device)
         self.target = build_target(config.target, config.seed, self.device, self.speed.channels_last)
+        if isinstance(self.target, BackboneTarget):
+            self.target.require_size(self.view_size(config, self.dataset), self.device)
         order = memory_order(self.target, self.device, channels_last=self.speed.channels_last)
         self.memory_order: torch.memory_format = order
         if options.sync_bn:
@@ -91,7 +93,7 @@ class ContrastiveLearner(Learner):
                 f"learner.fold_batchnorm: learner.objective {options.objective!r} attacks more than the projected "
                 "features, which a folded copy does not have; switch it off"
             )
-        foldable = self.objective.foldable and config.target.norm != "group" and config.target.backbone != "vit"
+        foldable = self.objective.foldable and config.target.norm != "group" and config.target.backbone == "resnet"
         foldable = foldable and options.attack_mode == "eval"
         self.speed = Speed.of(options, self.device, foldable=foldable)
         self.encode = Encoder(self.target, self.autocast)

@@ -25,6 +25,10 @@ class EvaluationDataConfig:
     """Side of the square images; default the run's own, else the data set's."""
     download: bool = False
     """Fetch the data set when it is not under root."""
+    cache: str | None = None
+    """Folder for decoded images; default the run's own, else the user's cache folder."""
+    holdout: float | None = None
+    """Share of the training images that serves as the test split; default the run's own, else none."""
     max_test_images: int | None = None
     """Draw this many test images; default all."""
     validation_fraction: float = 0.1
@@ -39,6 +43,8 @@ class EvaluationNetworkConfig:
     """Key of the weights in checkpoints that hold several, such as ema."""
     normalize: str = "auto"
     """Input normalisation where the file says nothing: auto, none, imagenet, cifar10 or cifar100."""
+    backbone: str | None = None
+    """Code by which a run's encoder was made, when its target.backbone is module:function: imported only if named."""
     branch: str = "auto"
     """BatchNorm branch that is probed and attacked: adv, clean, or auto (clean for runs without attacks)."""
 

@@ -13,8 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from astra_env.config.paths import user_path
 from astra_env.config.safe_yaml import read_yaml
 from astra_env.errors import CheckpointError
+from astra_env.evaluation.campaign.own_backbone import own_backbone_network
 from astra_env.export.safetensors_format import read_safetensors
 from astra_env.models import IMAGENET_MEAN, IMAGENET_STD, load_official, target_resnet18, target_vit
 from astra_env.models.interop import weights_of
@@ -57,7 +59,9 @@ class LoadedNetwork:
     run: dict[str, Any]
 
 
-def load_network(path: str | Path, *, weights: str | None = None, normalize: str = "auto") -> LoadedNetwork:
+def load_network(
+    path: str | Path, *, weights: str | None = None, normalize: str = "auto", backbone: str | None = None
+) -> LoadedNetwork:
     """Load a network from a run directory, a checkpoint or an exported ``.safetensors`` file.
 
     Args:
@@ -66,6 +70,7 @@ def load_network(path: str | Path, *, weights: str | None = None, normalize: str
             where the run's objective has one ("target" is the network it follows).
         normalize: normalisation inside the network when the file carries none: "auto" (ImageNet for ASTrA's target
             network, none for others), "none", "imagenet", "cifar10" or "cifar100".
+        backbone: the ``module:function`` that a run's encoder was made by, which may then be imported.
 
     Raises:
         CheckpointError: for a missing or unsafe file, weights of no known network, or weights that are not finite.
@@ -81,10 +86,14 @@ def load_network(path: str | Path, *, weights: str | None = None, normalize: str
             statistics = metadata.normalize
     else:
         checkpoint = load_checkpoint(file)
-    state = weights_of(_choose(checkpoint, weights, file))
-    network = network_for(state, file, normalize=statistics, auto=normalize == "auto")
-    run = run_config(file)
-    encoder = ("conv1.weight" in state or "patch.weight" in state) and not _has_head(state)
+    run, chosen = run_config(file), _choose(checkpoint, weights, file)
+    own = own_backbone_network(chosen, run, file, backbone)
+    if own is not None:
+        network, encoder = own, True
+    else:
+        state = weights_of(chosen)
+        network = network_for(state, file, normalize=statistics, auto=normalize == "auto")
+        encoder = ("conv1.weight" in state or "patch.weight" in state) and not _has_head(state)
     return LoadedNetwork(
         name=_short_name(file),
         path=file,
@@ -99,7 +108,7 @@ def load_network(path: str | Path, *, weights: str | None = None, normalize: str
 
 def resolve(path: str | Path) -> Path:
     """Return the file that ``path`` stands for; raises CheckpointError when there is none."""
-    path = Path(path)
+    path = user_path("checkpoint", path)
     candidates = [path / "checkpoints" / "last.pt", path / "model.safetensors"] if path.is_dir() else [path]
     for candidate in candidates:
         if candidate.is_file():
