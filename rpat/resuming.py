@@ -12,6 +12,8 @@ FREE = (
     "device",
     "run",
     "test",
+    "network.checkpoint",
+    "network.allow_missing",
     "data.root",
     "data.cache",
     "data.download",

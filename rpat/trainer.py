@@ -15,12 +15,14 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from astra_env.compute import deterministic_algorithms
+from astra_env.config.paths import user_path
 from astra_env.config.reading import load_config, to_yaml
 from astra_env.data import ImageDataset
 from astra_env.distributed import ALONE, SharedRun, World, shared_state
 from astra_env.errors import CheckpointError, Diverged
 from astra_env.evaluation.measures.robustness import clean_accuracy, robust_accuracy
 from astra_env.randomness import derive_seed
+from astra_env.storage.room import require_room, state_bytes
 from astra_env.storage.run_directory import RunDirectory
 from astra_env.storage.state import UNFIT, one_line, require_count
 from astra_env.training.health import HealthWatch, require_finite
@@ -81,12 +83,13 @@ class Trainer:
         self.rollbacks = 0
         self._health = HealthWatch()
 
-    def fit(self, run_dir: str | Path | None = None, *, resume: bool = False) -> dict[str, Any]:
+    def fit(self, run_dir: str | Path | None = None, *, resume: bool = False, renew: bool = False) -> dict[str, Any]:
         """Train to the last epoch and measure the selected network on the test images.
 
         Args:
             run_dir: where configuration, metrics, checkpoints and summary go; None writes nothing.
             resume: continue the run in ``run_dir`` from its last checkpoint, bit for bit on a CPU.
+            renew: write its configuration again, since its data has moved.
 
         Returns:
             The summary: best validation records, test accuracies with intervals, steps, seconds. ``finished`` is
@@ -98,7 +101,7 @@ class Trainer:
                 or going back did not help.
         """
         started = time.monotonic() - self._seconds
-        place = nullcontext() if run_dir is None else self._place(run_dir, resume)
+        place = nullcontext() if run_dir is None else self._place(run_dir, resume, renew)
         kernels = deterministic_algorithms(self.config.run.deterministic)
         with place as run, kernels, GracefulStop() as stop:
             self._open(run, resume)
@@ -149,8 +152,12 @@ class Trainer:
         self.exit_status = 128 + signal_number if signal_number else 0
         return signal_number != 0
 
-    def _place(self, run_dir: str | Path, resume: bool) -> SharedRun:
-        return SharedRun(self.world, run_dir, lambda: RunDirectory(run_dir, to_yaml(self.config), resume=resume))
+    def _place(self, run_dir: str | Path, resume: bool, renew: bool) -> SharedRun:
+        every, size = self.config.run.keep_every, state_bytes(self.learner.state_dict())
+        folder, text = user_path("run_dir", run_dir), to_yaml(self.config)
+        if self.world.main:
+            require_room(folder, size, self.learner.epochs // every if every else 0, resume=resume)
+        return SharedRun(self.world, folder, lambda: RunDirectory(folder, text, resume=resume, renew=renew))
 
     def _open(self, run: SharedRun | None, resume: bool) -> None:
         folder = run.checkpoints if run is not None else None

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from astra_env.config.paths import user_path
 from astra_env.config.reading import load_config
 from astra_env.data import ImageDataset
 from astra_env.errors import CheckpointError, ConfigError, KeysDiffer
@@ -90,7 +91,7 @@ def load_network(run_dir: str | Path, weights: str = "best") -> tuple[nn.Module,
     """
     if weights not in WEIGHTS:
         raise ConfigError(f"weights: expected one of {', '.join(WEIGHTS)}, got {weights!r}; choose one of them")
-    folder = Path(run_dir)
+    folder = user_path("run_dir", run_dir)
     config = load_config(RPATConfig, folder / "config.yaml", package=PRESET_PACKAGE)
     file, key = WEIGHTS[weights]
     state = load_checkpoint(folder / "checkpoints" / file)

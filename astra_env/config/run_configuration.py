@@ -14,11 +14,12 @@ logger = logging.getLogger(__name__)
 _CODE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 
-def config_of_run(cls: type[C], run_dir: Path, *, package: str = PRESET_PACKAGE) -> C:
+def config_of_run(cls: type[C], run_dir: Path, *, package: str = PRESET_PACKAGE, data_root: str | None = None) -> C:
     """Load ``config.yaml`` of a run directory as the dataclass ``cls``.
 
     To continue a run is to use the configuration in its directory, ``module:attribute`` names included; they are named
-    in a warning before they are imported. What checkpoints say of their configuration is never imported.
+    in a warning before they are imported. What checkpoints say of their configuration is never imported. ``data_root``:
+    where the data has moved to; None for where it was.
 
     Raises:
         RunDirectoryError: when there is none.
@@ -29,7 +30,7 @@ def config_of_run(cls: type[C], run_dir: Path, *, package: str = PRESET_PACKAGE)
         raise RunDirectoryError(f"run_dir: there is no run in {run_dir} (no config.yaml); start one without --resume")
     for name, value in _code_names(read_source(path, package)):
         logger.warning("%s: %s imports your code %r", path, name, value)
-    return load_config(cls, path, package=package)
+    return load_config(cls, path, {} if data_root is None else {"data.root": data_root}, package=package)
 
 
 def _code_names(values: Mapping[str, Any], section: str = "") -> Iterator[tuple[str, str]]:

@@ -16,6 +16,7 @@ from astra_env.config.checks import (
     require_attackable_in_training_mode,
     require_compilable,
 )
+from astra_env.config.paths import PATH, path_keys
 from astra_env.errors import ConfigError
 
 
@@ -26,13 +27,13 @@ class DataConfig:
     name: str = "digits"
     """digits, cifar10, cifar100, stl10, tiny_imagenet, module:function, or folder: train/<class>/* and test/<class>/*;
     class folders alone; or, to pretrain without labels, any folder of images."""
-    root: str = "data"
+    root: str = field(default="data", metadata=PATH)
     """Folder that holds the data set."""
     download: bool = False
     """Fetch the data set when it is not under root."""
     image_size: int | None = None
     """Side of the square images; default the data set's own."""
-    cache: str | None = None
+    cache: str | None = field(default=None, metadata=PATH)
     """Folder for decoded images; default the user's cache folder (XDG_CACHE_HOME or ~/.cache, in astra_env)."""
     holdout: float | None = None
     """Share of the training images, seeded and class-balanced, that serves as the test split of a data set without one,
@@ -128,7 +129,7 @@ class LearnerConfig:
     """Settings of that learner; contrastive has none, supervised takes those of rpat, such as {method: trades}."""
     objective: str = "astra"
     """astra, acl, dynacl, rocl, advcl, deacl, barlow, simclr (clean views only, no attack) or module:Class."""
-    objective_args: dict[str, Any] = field(default_factory=dict)
+    objective_args: dict[str, Any] = field(default_factory=dict, metadata=path_keys("teacher", "encoder"))
     """Arguments of the objective."""
     batch_size: int = 512
     """Images per step; each gives two views in contrastive training."""

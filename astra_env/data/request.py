@@ -64,6 +64,9 @@ Reader = Callable[[ReadRequest], ImageDataset]
 
 DATASETS: Registry[Reader] = Registry("data.name")
 
+NATIVE_SIZES = {"digits": 16, "cifar10": 32, "cifar100": 32, "stl10": 96, "tiny_imagenet": 64}
+"""Side of a data set's images in pixels, when no other is asked for."""
+
 
 def default_workers() -> int:
     """Return the number of CPU cores this process may use."""

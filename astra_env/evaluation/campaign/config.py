@@ -3,6 +3,7 @@
 import sys
 from dataclasses import dataclass, field
 
+from astra_env.config.paths import PATH
 from astra_env.errors import ConfigError
 
 PROTOCOLS = ("auto", "slf", "alf", "aff", "semi_supervised", "none")
@@ -19,13 +20,13 @@ class EvaluationDataConfig:
 
     name: str | None = None
     """Data set, such as digits or cifar10; default the run's own."""
-    root: str | None = None
+    root: str | None = field(default=None, metadata=PATH)
     """Folder that holds it; default the run's own, else data."""
     image_size: int | None = None
     """Side of the square images; default the run's own, else the data set's."""
     download: bool = False
     """Fetch the data set when it is not under root."""
-    cache: str | None = None
+    cache: str | None = field(default=None, metadata=PATH)
     """Folder for decoded images; default the run's own, else the user's cache folder."""
     holdout: float | None = None
     """Share of the training images that serves as the test split; default the run's own, else none."""
@@ -131,7 +132,7 @@ class EvaluationConfig:
     """Beside the clean accuracy: pgd, cw, autoattack, autoattack_quick (two of its four attacks)."""
     curves: list[str] = field(default_factory=list)
     """radius, noise, path."""
-    corruptions: str | None = None
+    corruptions: str | None = field(default=None, metadata=PATH)
     """Unpacked folder of CIFAR-10-C or CIFAR-100-C."""
     seed: int = 0
     """Of heads, splits and attacks."""
@@ -230,4 +231,5 @@ def _among(name: str, values: list[str], allowed: tuple[str, ...]) -> None:
 
 def _inside(name: str, value: float, low: float, high: float) -> None:
     if not low < value <= high:
-        raise ConfigError(f"{name}: expected a number above {low} and at most {high}, got {value}")
+        hint = f"; in 0-255 units write '{value:g}/255'" if name.startswith("attack.") and 1 < value <= 255 else ""
+        raise ConfigError(f"{name}: expected a number above {low} and at most {high}, got {value}{hint}")

@@ -11,10 +11,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from astra_env.config.paths import user_path
 from astra_env.config.reading import to_dict
 from astra_env.data import ImageDataset, load_dataset, split_validation
 from astra_env.distributed import ALONE, World
 from astra_env.errors import CheckpointError, ConfigError
+from astra_env.evaluation.campaign.checks import require_finishable
 from astra_env.evaluation.campaign.config import EvaluationConfig
 from astra_env.evaluation.campaign.heads import classifier_for, protocol_of
 from astra_env.evaluation.campaign.loading import LoadedNetwork, load_network, resolve, run_config
@@ -75,6 +77,7 @@ def evaluate(
     for network in loaded:
         protocol_of(config, network)
     train, test = images_of(config, progress)
+    require_finishable(config, loaded, train, test)
     if config.corruptions is not None:
         check_folder(config.corruptions, tuple(test.images.shape[2:]))
     with owned(Path(out), "out", FOLDERS) if world.main else nullcontext():
@@ -118,7 +121,7 @@ def _measure_all(
 
 def kept_checkpoints(run: str | Path) -> list[Path]:
     """Return a run's kept checkpoints in the order of training; raises CheckpointError when it kept none."""
-    folder = Path(run) / "checkpoints"
+    folder = user_path("checkpoint", run) / "checkpoints"
     numbered = {}
     for path in folder.glob("*.pt"):
         if match := re.fullmatch(r"(?:step|epoch)_(\d+)", path.stem):
