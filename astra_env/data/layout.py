@@ -147,7 +147,7 @@ def _split_folder(root: Path, split: str) -> Path | None:
             return root / name
     for entry in visible(root) if root.is_dir() else []:
         ours = SPLIT_NAMES.get(entry.name.lower())
-        if entry.is_dir() and ours in names and entry.name != ours:
+        if ours is not None and entry.is_dir() and ours in names and entry.name != ours:
             raise DataError(f"{entry.path}: this split is called {ours!r} here; rename it to {root / ours}")
     return None
 

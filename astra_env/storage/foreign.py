@@ -38,17 +38,17 @@ class _Type:
 
     def __init__(self, code: object = "", *rest: object) -> None:
         self.code = str(code)
-        self.order = "<"
+        self.swapped = False
 
     def __setstate__(self, state: Any) -> None:
-        self.order = ">" if isinstance(state, tuple) and len(state) > 1 and state[1] == ">" else "<"
+        self.swapped = isinstance(state, tuple) and len(state) > 1 and state[1] == ">"
 
     def read(self, data: object, count: int) -> np.ndarray | None:
         """Return ``count`` numbers, or None when this is no type of plain numbers or the bytes do not fit."""
         raw = data.encode("latin1") if isinstance(data, str) else data
         if self.code not in NUMBERS or not isinstance(raw, bytes):
             return None
-        kind = np.dtype(self.code).newbyteorder(self.order)
+        kind = np.dtype(self.code).newbyteorder(">" if self.swapped else "<")
         return np.frombuffer(raw, kind) if len(raw) == count * kind.itemsize else None
 
 

@@ -35,9 +35,17 @@ def require_room(run_dir: Path, checkpoint_bytes: int, kept: int = 0, *, resume:
     while not folder.exists():
         folder = folder.parent
     needed = checkpoint_bytes * (1 if resume else AT_ONCE + kept)
-    free = shutil.disk_usage(folder).free
+    try:
+        free = shutil.disk_usage(folder).free
+    except OSError:
+        return  # the place cannot be used, which its owner says better
     if needed > free:
         raise RunDirectoryError(
-            f"run_dir: the checkpoints need {needed / 1e9:.1f} GB, the disk of {folder} has {free / 1e9:.1f} GB; "
+            f"run_dir: the checkpoints need {_size(needed)}, the disk of {folder} has {_size(free)}; "
             "make room, choose another --run_dir, or keep fewer with a higher --run.keep_every"
         )
+
+
+def _size(count: int) -> str:
+    unit, name = next(((unit, name) for unit, name in ((1e9, "GB"), (1e6, "MB")) if count >= unit), (1e3, "kB"))
+    return f"{count / unit:.1f} {name}"

@@ -71,7 +71,7 @@ def evaluate(
     config = with_data_of_run(config, files[0])
     device, progress = world.resolve(config.device), progress and world.main
     reading = config.network
-    options = {"weights": reading.weights, "normalize": reading.normalize, "backbone": reading.backbone}
+    options: dict[str, Any] = {"weights": reading.weights, "normalize": reading.normalize, "backbone": reading.backbone}
     loaded = [load_network(file, **options) for file in files]
     loaded = with_unique_names(loaded)
     for network in loaded:
@@ -145,7 +145,9 @@ def with_data_of_run(config: EvaluationConfig, file: Path) -> EvaluationConfig:
     same = name == section.get("name")
     size = config.data.image_size or (section.get("image_size") if same else None)
     root = config.data.root or (section.get("root") if same else None) or "data"
-    own = {key: section.get(key) for key in ("holdout", "cache") if same and getattr(config.data, key) is None}
+    own: dict[str, Any] = {
+        key: section.get(key) for key in ("holdout", "cache") if same and getattr(config.data, key) is None
+    }
     return replace(config, data=replace(config.data, name=name, root=root, image_size=size, **own))
 
 
