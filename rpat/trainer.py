@@ -15,21 +15,18 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from astra_env.compute import deterministic_algorithms
-from astra_env.config.paths import user_path
 from astra_env.config.reading import load_config, to_yaml
 from astra_env.data import ImageDataset
 from astra_env.distributed import ALONE, SharedRun, World, shared_state
 from astra_env.errors import CheckpointError, Diverged
 from astra_env.evaluation.measures.robustness import clean_accuracy, robust_accuracy
 from astra_env.randomness import derive_seed
-from astra_env.storage.room import require_room, state_bytes
-from astra_env.storage.run_directory import RunDirectory
 from astra_env.storage.state import UNFIT, one_line, require_count
 from astra_env.training.health import HealthWatch, require_finite
 from astra_env.training.interrupts import GracefulStop
 from rpat.config import PRESET_PACKAGE, RPATConfig
 from rpat.learner import SupervisedLearner
-from rpat.resuming import check_same_run
+from rpat.resuming import check_same_run, run_of
 from rpat.selection import Record, Selection
 from rpat.splits import load_splits, load_test
 
@@ -101,7 +98,7 @@ class Trainer:
                 or going back did not help.
         """
         started = time.monotonic() - self._seconds
-        place = nullcontext() if run_dir is None else self._place(run_dir, resume, renew)
+        place = nullcontext() if run_dir is None else run_of(self.learner, run_dir, resume=resume, renew=renew)
         kernels = deterministic_algorithms(self.config.run.deterministic)
         with place as run, kernels, GracefulStop() as stop:
             self._open(run, resume)
@@ -151,13 +148,6 @@ class Trainer:
         signal_number = self.world.maximum(stop.signal_number or 0)
         self.exit_status = 128 + signal_number if signal_number else 0
         return signal_number != 0
-
-    def _place(self, run_dir: str | Path, resume: bool, renew: bool) -> SharedRun:
-        every, size = self.config.run.keep_every, state_bytes(self.learner.state_dict())
-        folder, text = user_path("run_dir", run_dir), to_yaml(self.config)
-        if self.world.main:
-            require_room(folder, size, self.learner.epochs // every if every else 0, resume=resume)
-        return SharedRun(self.world, folder, lambda: RunDirectory(folder, text, resume=resume, renew=renew))
 
     def _open(self, run: SharedRun | None, resume: bool) -> None:
         folder = run.checkpoints if run is not None else None

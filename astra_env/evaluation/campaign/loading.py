@@ -87,10 +87,8 @@ def load_network(
     else:
         checkpoint = load_checkpoint(file)
     run, chosen = run_config(file), _choose(checkpoint, weights, file)
-    own = own_backbone_network(chosen, run, file, backbone)
-    if own is not None:
-        network, encoder = own, True
-    else:
+    network, encoder = own_backbone_network(chosen, run, file, backbone), True
+    if network is None:
         state = weights_of(chosen)
         network = network_for(state, file, normalize=statistics, auto=normalize == "auto")
         encoder = ("conv1.weight" in state or "patch.weight" in state) and not _has_head(state)
