@@ -36,10 +36,10 @@ def require_room(run_dir: Path, checkpoint_bytes: int, kept: int = 0, *, resume:
         folder = folder.parent
     needed = checkpoint_bytes * (1 if resume else AT_ONCE + kept)
     try:
-        free = shutil.disk_usage(folder).free
+        total, _, free = shutil.disk_usage(folder)
     except OSError:
         return  # the place cannot be used, which its owner says better
-    if needed > free:
+    if needed > free and total:  # a file system of no size, such as /proc, says why it refuses by itself
         raise RunDirectoryError(
             f"run_dir: the checkpoints need {_size(needed)}, the disk of {folder} has {_size(free)}; "
             "make room, choose another --run_dir, or keep fewer with a higher --run.keep_every"

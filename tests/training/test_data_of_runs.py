@@ -115,7 +115,7 @@ def test_a_supervised_run_without_test_images_says_so_first_and_runs_untested(tm
 
 
 def test_a_disk_without_room_for_the_checkpoints_is_said(tmp_path):
-    with pytest.raises(RunDirectoryError, match=r"need 3000000\.0 GB .*--run\.keep_every"):
+    with pytest.raises(RunDirectoryError, match=r"need 3000000\.0 GB, .*--run\.keep_every"):
         require_room(tmp_path / "run" / "deep", 10**15)
     require_room(tmp_path / "run", 1000, kept=5)
     assert not (tmp_path / "run").exists()
