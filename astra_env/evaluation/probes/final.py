@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import torch
 
-from astra_env.config.checks import at_least, positive
+from astra_env.config.checks import positive
 from astra_env.config.schema import ExperimentConfig
 from astra_env.data.training_images import load_training_images
 from astra_env.errors import DataError
@@ -36,11 +36,6 @@ def require_measurable(learner: Learner, config: ExperimentConfig, *, progress: 
             check_pixel_units("probe.epsilon", radius)
     if options.step_size is not None:
         positive("probe.step_size", parse_number("probe.step_size", options.step_size))
-    at_least("probe.steps", options.steps, 0)
-    at_least("probe.epochs", options.epochs, 1)
-    at_least("probe.batch_size", options.batch_size, 1)
-    at_least("probe.max_test_images", 1 if options.max_test_images is None else options.max_test_images, 1)
-    positive("probe.learning_rate", options.learning_rate)
     data, cpu = replace(config.data, host_budget_mib=0), torch.device("cpu")
     try:
         test, train = (load_training_images(data, cpu, split, progress=progress) for split in ("test", "train"))
