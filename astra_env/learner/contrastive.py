@@ -25,7 +25,7 @@ from astra_env.distributed import (
 )
 from astra_env.errors import ConfigError
 from astra_env.learner.protocol import Learner, StepReport
-from astra_env.models import BackboneTarget, Target, load_official
+from astra_env.models import Target, load_official
 from astra_env.models.build import build_target
 from astra_env.objectives import Batch, Encoder, Setting, objective_factory
 from astra_env.objectives.spread import differentiate, require_spreadable
@@ -67,9 +67,8 @@ class ContrastiveLearner(Learner):
         self.reward = make_reward(options.reward, options.reward_args)
         self.dataset = dataset if dataset is not None else load_training_images(config.data, self.device)
         self.speed = Speed.of(options, self.device)
-        self.target = build_target(config.target, config.seed, self.device, self.speed.channels_last)
-        if isinstance(self.target, BackboneTarget):
-            self.target.require_size(self.view_size(config, self.dataset), self.device)
+        side = self.view_size(config, self.dataset)
+        self.target = build_target(config.target, config.seed, self.device, self.speed.channels_last, side)
         order = memory_order(self.target, self.device, channels_last=self.speed.channels_last)
         self.memory_order: torch.memory_format = order
         if options.sync_bn:

@@ -17,7 +17,7 @@ IDENTITY: ChannelStatistics = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 
 
 def build_target(
-    config: TargetConfig, seed: int, device: torch.device, channels_last: bool = False
+    config: TargetConfig, seed: int, device: torch.device, channels_last: bool = False, side: int | None = None
 ) -> TargetNetwork | TransformerTarget | BackboneTarget:
     """Build the target network of a configuration; its weights depend on the seed alone, not on the device.
 
@@ -26,6 +26,7 @@ def build_target(
         seed: the run's.
         device: where the network lives.
         channels_last: keep it in that order, if it may be (:func:`astra_env.compute.memory_order`).
+        side: of the views in pixels; an encoder that is not ours is tried with it.
     """
     target: TargetNetwork | TransformerTarget | BackboneTarget
     sizes: dict[str, Any] = {"width": config.width, "feature_dim": config.feature_dim, "hidden_dim": config.hidden_dim}
@@ -41,5 +42,7 @@ def build_target(
             blocks=config.blocks, stem=config.stem, norm=config.norm, head=config.head, generator=source, **sizes
         )
     target = target.to(device)
+    if isinstance(target, BackboneTarget) and side is not None:
+        target.require_size(side, device)
     order = memory_order(target, device, channels_last=channels_last)
     return target.to(memory_format=order)  # type: ignore[call-overload]
