@@ -108,7 +108,9 @@ def _require_grids(file: Path, checkpoint: Mapping[str, Any], space: StrategySpa
     grids = config.get("strategy") if isinstance(config, Mapping) else None
     if not isinstance(grids, Mapping) or set(grids) != set(PARAMETERS):
         raise CheckpointError(f"{file}: does not say which grids its policy chooses from")
-    own = StrategySpace(**grids)
+    learner = config.get("learner") if isinstance(config, Mapping) else None
+    norm = learner.get("norm", "linf") if isinstance(learner, Mapping) else "linf"
+    own = StrategySpace(**grids, norm=norm)
     for name in PARAMETERS:
         theirs, ours = getattr(own, name), getattr(space, name)
         if theirs != ours:

@@ -7,10 +7,9 @@ from astra_env.config.checks import require_compilable
 from astra_env.config.paths import PATH
 from astra_env.config.schema import DataConfig
 from astra_env.errors import ConfigError
-from astra_env.strategy import parse_number
+from astra_env.strategy import Attack, parse_number
 from rpat.config_checks import check_attack, check_attacked_network, check_choices, check_epochs, check_numbers
-from rpat.methods import Budget, RobustPerception, make_method, method_class
-from rpat.methods.base import Method
+from rpat.methods import Method, RobustPerception, make_method, method_class
 
 PRESET_PACKAGE = "rpat.presets"
 
@@ -192,9 +191,9 @@ class RPATConfig:
     run: RunConfig = field(default_factory=RunConfig)
 
     @property
-    def budget(self) -> Budget:
+    def budget(self) -> Attack:
         """The training attack in numbers."""
-        return Budget(
+        return Attack(
             parse_number("epsilon", self.epsilon), parse_number("step_size", self.step_size), self.steps, self.norm
         )
 

@@ -5,7 +5,7 @@ import sys
 import time
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -246,14 +246,10 @@ class Trainer:
         progress: bool = False,
     ) -> Any:
         """Return the accuracy under PGD at training's radius; the random start is the same in every epoch."""
-        budget = self.config.budget
         return robust_accuracy(
             network,
             images,
-            epsilon=budget.epsilon,
-            step_size=budget.step_size,
-            steps=steps,
-            norm=budget.norm,
+            replace(self.config.budget, steps=steps),
             batch_size=size,
             seed=derive_seed(self.config.seed, "validation"),
             max_images=limit,

@@ -14,7 +14,7 @@ import statistics
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -145,9 +145,7 @@ def run_once(suite: Suite, method: str, perception: bool, seed: int, root: str) 
         "robust_perception": perception,
         "seed": seed,
         "clean": clean_accuracy(network, test).value,
-        "pgd_20": robust_accuracy(
-            network, test, epsilon=budget.epsilon, steps=20, step_size=budget.step_size, norm=budget.norm
-        ).value,
+        "pgd_20": robust_accuracy(network, test, replace(budget, steps=20)).value,
         "autoattack_quick": strong.robust.value,
         "training_seconds": summary["training_seconds"],
         "best_validation": summary["best_validation"],

@@ -74,10 +74,7 @@ def perception_hook(config: EvaluationConfig, out: Path, progress: bool) -> Any:
         found = analyse(
             model,
             test,
-            epsilon=config.epsilons[0],
-            steps=config.attack.steps,
-            step_size=config.step_size,
-            norm=config.attack.norm,
+            config.attack_within(config.epsilons[0]),
             batch_size=config.attack.batch_size,
             seed=config.seed,
             progress=progress,

@@ -11,6 +11,8 @@ from astra_env.errors import RunDirectoryError
 
 C = TypeVar("C")
 logger = logging.getLogger(__name__)
+MOVED = {"learner.kind_args.norm": "learner.norm"}
+"""Settings that run directories of 0.1.0 have in another place."""
 _CODE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 
@@ -28,9 +30,25 @@ def config_of_run(cls: type[C], run_dir: Path, *, package: str = PRESET_PACKAGE,
     path = run_dir / "config.yaml"
     if not path.is_file():
         raise RunDirectoryError(f"run_dir: there is no run in {run_dir} (no config.yaml); start one without --resume")
-    for name, value in _code_names(read_source(path, package)):
+    values = read_source(path, package)
+    for name, value in _code_names(values):
         logger.warning("%s: %s imports your code %r", path, name, value)
-    return load_config(cls, path, {} if data_root is None else {"data.root": data_root}, package=package)
+    for old, new in MOVED.items():
+        _move(values, old.split("."), new.split("."))
+    return load_config(cls, values, {} if data_root is None else {"data.root": data_root}, package=package)
+
+
+def _move(values: dict[str, Any], old: list[str], new: list[str]) -> None:
+    """Give the value under the keys ``old``, where there is one, to the keys ``new``."""
+    section: Any = values
+    for key in old[:-1]:
+        section = section.get(key) if isinstance(section, Mapping) else None
+    if not isinstance(section, dict) or old[-1] not in section:
+        return
+    value = section.pop(old[-1])
+    for key in new[:-1]:
+        values = values.setdefault(key, {})
+    values[new[-1]] = value
 
 
 def _code_names(values: Mapping[str, Any], section: str = "") -> Iterator[tuple[str, str]]:

@@ -111,10 +111,13 @@ class TargetConfig:
 
 @dataclass
 class StrategyConfig:
-    """The grids a policy chooses attacks from; numbers in [0, 1] pixel units or fractions such as 8/255."""
+    """The grids a policy chooses attacks from; numbers in [0, 1] pixel units or fractions such as 8/255.
+
+    In l2 they are lengths of the whole perturbation and may exceed 1.
+    """
 
     epsilon: list[float | str] = field(default_factory=lambda: [f"{i}/255" for i in range(3, 16)])
-    """Radii of the l-inf ball."""
+    """Radii of the ball of learner.norm."""
     steps: list[int] = field(default_factory=lambda: list(range(3, 15)))
     """Numbers of PGD steps."""
     step_size: list[float | str] = field(default_factory=lambda: [f"{i}/255" for i in range(1, 6)])
@@ -125,8 +128,8 @@ class StrategyConfig:
 class LearnerConfig:
     """Adversarial training of the target network.
 
-    Batch size, length, learning rate, momentum, weight decay, reward, precision and what else is about speed are every
-    learner's; the other fields are the contrastive one's.
+    Batch size, length, learning rate, momentum, weight decay, norm, reward, precision and what else is about speed are
+    every learner's; the other fields are the contrastive one's.
     """
 
     kind: str = "contrastive"
@@ -164,6 +167,8 @@ class LearnerConfig:
     warm-up starts at 1 / warmup_epochs of the highest)."""
     temperature: PositiveFinite = 0.5
     """Temperature of NT-Xent."""
+    norm: str = "linf"
+    """Norm of the ball that attacks stay in: linf, l2 or module:Class; also that of the measurement at the end."""
     attack_mode: Literal["eval", "train"] = "eval"
     """Mode of the network under the attack: eval, or train (AdvCL), in which BatchNorms normalise by the batch and
     their running statistics move."""
@@ -221,7 +226,7 @@ class ProbeConfig:
     augment: bool = True
     """Crop and flip the training images (features are then extracted every epoch), or probe fixed features."""
     epsilon: list[float | str] = field(default_factory=lambda: ["8/255"])
-    """Radii of the PGD attack on the test images."""
+    """Radii of the PGD attack on the test images, in learner.norm."""
     steps: NonNegativeInt = 20
     """Steps of that attack."""
     step_size: float | str | None = None

@@ -45,8 +45,7 @@ class TrainingEnv:
         overrides: Mapping[str, Any] | None = None,
     ) -> None:
         self.config: ExperimentConfig = load_config(ExperimentConfig, config, overrides)
-        strategy = self.config.strategy
-        self.space = StrategySpace(strategy.epsilon, strategy.steps, strategy.step_size)
+        self.space = StrategySpace.of(self.config)
         self.dataset = training_images(self.config, self.world)
         self.over = True
         self.diverged = False

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from astra_env.evaluation.probes.classifier import EncoderClassifier
     from astra_env.evaluation.probes.final import probe_learner, require_measurable
     from astra_env.evaluation.probes.finetuning import finetune
-    from astra_env.evaluation.probes.linear import ProbeResult, TrainingAttack, linear_probe, measure_classifier, probe
+    from astra_env.evaluation.probes.linear import ProbeResult, linear_probe, measure_classifier, probe
     from astra_env.evaluation.probes.semi_supervision import semi_supervised
 
 __all__ = [
@@ -25,7 +25,6 @@ __all__ = [
     "Curve",
     "EncoderClassifier",
     "ProbeResult",
-    "TrainingAttack",
     "autoattack",
     "clean_accuracy",
     "corruption_accuracy",
@@ -49,7 +48,6 @@ _HOMES = {
     "Curve": "measures.curves",
     "EncoderClassifier": "probes.classifier",
     "ProbeResult": "probes.linear",
-    "TrainingAttack": "probes.linear",
     "autoattack": "measures.auto_attack",
     "clean_accuracy": "measures.robustness",
     "corruption_accuracy": "measures.corruption",

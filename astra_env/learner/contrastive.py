@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from astra_env.attacks import AttackResult, contrastive_attack, frozen
+from astra_env.attacks import AttackResult, contrastive_attack, frozen, get_norm
 from astra_env.attacks.attack_copy import AttackCopy
 from astra_env.augment.simclr import build_augment
 from astra_env.compute import Speed, memory_order, tf32
@@ -58,13 +58,13 @@ class ContrastiveLearner(Learner):
     spreads: ClassVar[bool] = True
 
     def __init__(self, config: ExperimentConfig, dataset: ImageDataset | None = None, world: World = ALONE) -> None:
-        self.config = config
-        self.world = world
-        options = config.learner
+        self.config, self.world, options = config, world, config.learner
+        self.norm = options.norm
+        get_norm(self.norm, "learner.")
         self.device = world.resolve(config.device)
-        self.space = StrategySpace(config.strategy.epsilon, config.strategy.steps, config.strategy.step_size)
+        self.space = StrategySpace.of(config)
         make_objective = objective_factory(config)
-        self.reward = make_reward(options.reward, options.reward_args)
+        self.reward = make_reward(options.reward, options.reward_args, norm=options.norm)
         self.dataset = dataset if dataset is not None else load_training_images(config.data, self.device)
         self.speed = Speed.of(options, self.device)
         side = self.view_size(config, self.dataset)
@@ -91,8 +91,7 @@ class ContrastiveLearner(Learner):
                 "features, which a folded copy does not have; switch it off"
             )
         foldable = self.objective.foldable and config.target.norm != "group" and config.target.backbone == "resnet"
-        foldable = foldable and options.attack_mode == "eval"
-        self.speed = Speed.of(options, self.device, foldable=foldable)
+        self.speed = Speed.of(options, self.device, foldable=foldable and options.attack_mode == "eval")
         self.encode = Encoder(self.target, self.autocast)
         parameters = [*self.target.parameters(), *self.objective.parameters()]
         self.optimizer = build_optimizer(options, parameters)
@@ -287,6 +286,7 @@ class ContrastiveLearner(Learner):
             self.target,
             views,
             self.world.own(strategy),
+            norm=self.norm,
             generator=self.attack_generator,
             autocast=None if folded else self.autocast,
             forward=self._attacked.forward(len(views)) if folded else lambda x: self.objective.outputs(x, "adv"),

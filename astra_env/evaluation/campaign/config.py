@@ -1,7 +1,7 @@
 """The configuration of an evaluation: what is measured, on what, and how heads are trained first."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from astra_env.config.paths import PATH
 from astra_env.config.types import (
@@ -15,6 +15,10 @@ from astra_env.config.types import (
 )
 from astra_env.errors import ConfigError
 
+if TYPE_CHECKING:
+    from astra_env.strategy import Attack
+
+NORMS = ("linf", "l2")
 LEARNING_RATES = {"cifar10": 0.01, "cifar100": 0.05, "stl10": 0.1}
 """Of SLF and ALF in the papers; 0.1 for other data sets."""
 
@@ -115,8 +119,8 @@ class AttackConfig:
     """Steps of pgd and cw, also in curves."""
     step_size: float | str | None = "2/255"
     """Length of a step; null for 2.5 * epsilon / steps, which curves always use."""
-    norm: Literal["linf", "l2"] = "linf"
-    """linf or l2."""
+    norm: str = "linf"
+    """linf, l2 or module:Class."""
     restarts: PositiveInt = 1
     """Random starts of pgd and cw."""
     batch_size: PositiveInt = 250
@@ -151,11 +155,13 @@ class EvaluationConfig:
 
     def validate(self) -> None:
         """Raise ConfigError naming the first field whose value cannot be used."""
+        self._validate_norm()
         _inside("data.validation_fraction", self.data.validation_fraction, 0, 0.5)
+        longest = 1 if self.attack.norm == "linf" else float("inf")
         for radius in self.epsilons:
-            _inside("attack.epsilon", radius, 0, 1 if self.attack.norm == "linf" else float("inf"))
+            _inside("attack.epsilon", radius, 0, longest)
         if self.step_size is not None:
-            _inside("attack.step_size", self.step_size, 0, 1 if self.attack.norm == "linf" else float("inf"))
+            _inside("attack.step_size", self.step_size, 0, longest)
         if self.protocol != "semi_supervised":
             return
         if self.label_fraction == 1:
@@ -166,6 +172,14 @@ class EvaluationConfig:
         for name, value in (("learning_rate", self.head.learning_rate), ("batch_size", self.head.batch_size)):
             if value:
                 raise ConfigError(f"head.{name}: semi_supervised has its own; use --semi_supervised.{name}")
+
+    def _validate_norm(self) -> None:
+        from astra_env.attacks import get_norm
+
+        norm = self.attack.norm
+        get_norm(norm, "attack.")
+        if norm not in NORMS and (self.curves or any("autoattack" in attack for attack in self.attacks)):
+            raise ConfigError(f"attack.norm: curves and AutoAttack know {' and '.join(NORMS)}, got {norm!r}")
 
     @property
     def epsilons(self) -> tuple[float, ...]:
@@ -180,6 +194,13 @@ class EvaluationConfig:
         from astra_env.strategy import parse_number
 
         return None if self.attack.step_size is None else parse_number("attack.step_size", self.attack.step_size)
+
+    def attack_within(self, epsilon: float) -> "Attack":
+        """Return the attack of pgd and cw at one radius."""
+        from astra_env.strategy import Attack
+
+        steps, size, norm = self.attack.steps, self.step_size, self.attack.norm
+        return Attack.crossing(epsilon, steps, norm) if size is None else Attack(epsilon, size, steps, norm)
 
     def learning_rates(self, protocol: str, dataset: str) -> list[float]:
         """Return the learning rates to compare; one is simply used."""
