@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from agents.reinforce import Reinforce
+from astra_env.config.paths import user_path
 from astra_env.errors import CheckpointError, ConfigError
 from astra_env.learner.protocol import Policy
 from astra_env.storage.checkpoint import load_checkpoint
@@ -46,7 +47,7 @@ class Transferred:
 
 def is_checkpoint(name: str) -> bool:
     """Whether a policy's name means a run directory or a checkpoint."""
-    return name.endswith(".pt") or Path(name).is_dir()
+    return name.endswith(".pt") or user_path("policy", name).is_dir()
 
 
 def transferred(
@@ -83,7 +84,8 @@ def transferred(
     for name in ("width", "blocks", "norm"):
         if name in settings:
             raise ConfigError(f"policy_args.{name}: is read off the checkpoint {path}; leave it out")
-    file = Path(path) / "checkpoints" / "last.pt" if Path(path).is_dir() else Path(path)
+    file = user_path("policy", path)
+    file = file / "checkpoints" / "last.pt" if file.is_dir() else file
     checkpoint = load_checkpoint(file)
     weights = require_mapping("policy", checkpoint.get("policy", {})).get("strategy")
     if not isinstance(weights, Mapping):

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from astra_env.config.checks import require_compilable
+from astra_env.config.paths import PATH
 from astra_env.config.schema import DataConfig
 from astra_env.errors import ConfigError
 from astra_env.strategy import Attack, parse_number
@@ -26,8 +27,10 @@ class NetworkConfig:
     cifar100 (the usual constants); default the method's."""
     num_classes: int | None = None
     """Number of logits; default the data set's classes."""
-    checkpoint: str | None = None
+    checkpoint: str | None = field(default=None, metadata=PATH)
     """Weights to start from: one of our checkpoints or an official one."""
+    allow_missing: list[str] = field(default_factory=list)
+    """Parts that start anew where the checkpoint lacks them or has another size, by prefix, such as linear."""
 
 
 @dataclass

@@ -12,6 +12,7 @@ from astra_env.commands.compare_variants import SUITES, VARIANTS, Variant, own_v
 from astra_env.commands.train import run_training
 from astra_env.compute import cpu_name
 from astra_env.config.command_line import run_main
+from astra_env.config.paths import user_path
 from astra_env.config.reading import build_parser, from_dict, load_config, parse_command_line, to_dict, to_yaml
 from astra_env.config.schema import ExperimentConfig
 from astra_env.errors import ConfigError
@@ -68,11 +69,18 @@ def main() -> int:
         )
     if base.learner.total_steps is None and options["equal_attack_steps"]:
         raise ConfigError("learner.total_steps: needed for --equal_attack_steps; give the length of the training")
+    if not base.probe.enabled:
+        raise ConfigError("probe.enabled: runs are compared by their measurements; set --probe.enabled true")
+    configs = {
+        (name, seed): variant_config(base, name, seed, own=own) for seed in options["seeds"] for name in variants
+    }
+    for config in configs.values():
+        require_makeable(config)
     results: dict[str, list[dict[str, Any]]] = {name: [] for name in variants}
     for seed in options["seeds"]:
         for name in variants:
-            run_dir = Path(options["run_dir"]) / f"{name}-seed{seed}"
-            config = variant_config(base, name, seed, own=own)
+            run_dir = user_path("run_dir", options["run_dir"]) / f"{name}-seed{seed}"
+            config = configs[name, seed]
             train = trained_to_budget if options["equal_attack_steps"] else finished_summary
             results[name].append(train(config, run_dir, options["quiet"]))
     record = {
@@ -85,7 +93,7 @@ def main() -> int:
         "training_seconds": round(sum(run["timing"]["seconds"] for runs in results.values() for run in runs), 1),
         "config": to_dict(base),
     }
-    write_comparison(record, results, Path(options["run_dir"]))
+    write_comparison(record, results, user_path("run_dir", options["run_dir"]))
     return 0
 
 
@@ -120,6 +128,18 @@ def variant_config(
     if total_steps is not None:
         overrides["learner.total_steps"] = total_steps
     return load_config(ExperimentConfig, {**to_dict(base), **whole}, {**overrides, "seed": seed})
+
+
+def require_makeable(config: ExperimentConfig) -> None:
+    """Raise ConfigError when a run of the comparison would end before its first step for what its settings name."""
+    import agents
+    from astra_env.learner.make import learner_class
+    from astra_env.strategy import StrategySpace
+
+    learner_class(config.learner.kind)
+    grids = config.strategy
+    space = StrategySpace(grids.epsilon, grids.steps, grids.step_size)
+    agents.make(config.policy, context=agents.Context(space, seed=config.seed), **config.policy_args)
 
 
 def trained_to_budget(config: ExperimentConfig, run_dir: Path, quiet: bool) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from astra_env.config.command_line import run_main
+from astra_env.config.lists import spread
 from astra_env.data import ImageDataset, split_validation
 from astra_env.evaluation import autoattack, clean_accuracy, robust_accuracy
 from astra_env.plotting.perception import TradeoffPoint, plot_tradeoff
@@ -296,7 +297,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--root", default="data", help="Folder of the images, for the suite cifar10.")
     parser.add_argument("--runs", default="runs/compare_rpat", help="Where finished runs are kept.")
     parser.add_argument("--out", default="benchmarks/results/rpat", help="Where the report goes.")
-    return parser.parse_args(argv)
+    return parser.parse_args(spread(argv, ("--methods",)))
 
 
 if __name__ == "__main__":

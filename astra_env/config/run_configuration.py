@@ -16,11 +16,12 @@ MOVED = {"learner.kind_args.norm": "learner.norm"}
 _CODE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 
-def config_of_run(cls: type[C], run_dir: Path, *, package: str = PRESET_PACKAGE) -> C:
+def config_of_run(cls: type[C], run_dir: Path, *, package: str = PRESET_PACKAGE, data_root: str | None = None) -> C:
     """Load ``config.yaml`` of a run directory as the dataclass ``cls``.
 
     To continue a run is to use the configuration in its directory, ``module:attribute`` names included; they are named
-    in a warning before they are imported. What checkpoints say of their configuration is never imported.
+    in a warning before they are imported. What checkpoints say of their configuration is never imported. ``data_root``:
+    where the data has moved to; None for where it was.
 
     Raises:
         RunDirectoryError: when there is none.
@@ -34,7 +35,7 @@ def config_of_run(cls: type[C], run_dir: Path, *, package: str = PRESET_PACKAGE)
         logger.warning("%s: %s imports your code %r", path, name, value)
     for old, new in MOVED.items():
         _move(values, old.split("."), new.split("."))
-    return load_config(cls, values, package=package)
+    return load_config(cls, values, {} if data_root is None else {"data.root": data_root}, package=package)
 
 
 def _move(values: dict[str, Any], old: list[str], new: list[str]) -> None:

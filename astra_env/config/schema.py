@@ -7,7 +7,14 @@ Values come from the dataclass defaults, then a preset or YAML file, then dotted
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from astra_env.config.checks import CompileMode, at_least, require_attackable_in_training_mode, require_compilable
+from astra_env.config.checks import (
+    CompileMode,
+    at_least,
+    one_of,
+    require_attackable_in_training_mode,
+    require_compilable,
+)
+from astra_env.config.paths import PATH, path_keys
 from astra_env.config.types import (
     ClosedUnitInterval,
     Finite,
@@ -24,15 +31,21 @@ class DataConfig:
     """Which images, from where."""
 
     name: str = "digits"
-    """digits, cifar10, cifar100, stl10, tiny_imagenet, folder or module:function."""
-    root: str = "data"
+    """digits, cifar10, cifar100, stl10, tiny_imagenet, module:function, or folder: train/<class>/* and test/<class>/*;
+    class folders alone; or, to pretrain without labels, any folder of images."""
+    root: str = field(default="data", metadata=PATH)
     """Folder that holds the data set."""
     download: bool = False
     """Fetch the data set when it is not under root."""
     image_size: int | None = None
     """Side of the square images; default the data set's own."""
+    cache: str | None = field(default=None, metadata=PATH)
+    """Folder for decoded images; default the user's cache folder (XDG_CACHE_HOME or ~/.cache, in astra_env)."""
+    holdout: float | None = None
+    """Share of the training images, seeded and class-balanced, that serves as the test split of a data set without one,
+    such as 0.1; default none."""
     max_images: int | None = None
-    """Use only the first images of the training split (class-balanced when labelled); default all."""
+    """Use only this many images of the training split (class-balanced when labelled, else the first); default all."""
     device_budget_mib: int = 4096
     """Keep the images on the learner's device when they take at most this many MiB."""
     host_budget_mib: int = 8192
@@ -65,9 +78,12 @@ class ViewsConfig:
 class TargetConfig:
     """The target network: the encoder that is being made robust."""
 
-    backbone: Literal["resnet", "vit"] = "resnet"
-    """resnet, or vit: a vision transformer with layer norms, for which blocks, stem and norm mean nothing, and which
-    has a head of its own."""
+    backbone: str = "resnet"
+    """resnet; vit: a vision transformer with layer norms, for which blocks, stem and norm mean nothing, and which has a
+    head of its own; timm:NAME; or module:function of yours. The function is called with those of num_classes (1),
+    normalize (None), width and generator that it names, and returns a torch module that gives embeddings
+    (N, embed_dim) of images (N, 3, H, W), by embed(images) or when called, and says embed_dim. Its norms are its own,
+    the same for both branches; so functions for network.name of supervised runs serve as well."""
     width: PositiveInt = 64
     """Channels of the first stage; of a token for vit, one attention head per 32."""
     depth: PositiveInt = 6
@@ -124,7 +140,7 @@ class LearnerConfig:
     """Settings of that learner; contrastive has none, supervised takes those of rpat, such as {method: trades}."""
     objective: str = "astra"
     """astra, acl, dynacl, rocl, advcl, deacl, barlow, simclr (clean views only, no attack) or module:Class."""
-    objective_args: dict[str, Any] = field(default_factory=dict)
+    objective_args: dict[str, Any] = field(default_factory=dict, metadata=path_keys("teacher", "encoder"))
     """Arguments of the objective."""
     batch_size: int = 512
     """Images per step; each gives two views in contrastive training."""
@@ -208,21 +224,21 @@ class ProbeConfig:
 
     enabled: bool = True
     """Measure when the training is finished."""
-    epochs: int = 25
+    epochs: PositiveInt = 25
     """Epochs of the linear classifier."""
-    learning_rate: float = 0.01
+    learning_rate: PositiveFinite = 0.01
     """SGD learning rate of the linear classifier."""
-    batch_size: int = 512
+    batch_size: PositiveInt = 512
     """Batch size of the linear classifier."""
     augment: bool = True
     """Crop and flip the training images (features are then extracted every epoch), or probe fixed features."""
     epsilon: list[float | str] = field(default_factory=lambda: ["8/255"])
     """Radii of the PGD attack on the test images, in learner.norm."""
-    steps: int = 20
+    steps: NonNegativeInt = 20
     """Steps of that attack."""
     step_size: float | str | None = None
     """Length of a step; default the papers' 2/255 (l2: 2.5 * epsilon / steps)."""
-    max_test_images: int | None = None
+    max_test_images: PositiveInt | None = None
     """Attack a seeded sample of this many test images; default all."""
 
 
@@ -286,8 +302,13 @@ class ExperimentConfig:
                 f"learner.budget: {learner.budget:g} F beside learner.total_steps {learner.total_steps} gives the "
                 "training two lengths; set one of them to null"
             )
-        if learner.fold_batchnorm and self.target.backbone == "vit":
-            raise ConfigError("learner.fold_batchnorm: target.backbone 'vit' has no BatchNorm to fold; switch it off")
+        if ":" not in self.target.backbone:
+            one_of("target.backbone", self.target.backbone, ("resnet", "vit", "timm:NAME", "module:function"))
+        if learner.fold_batchnorm and self.target.backbone != "resnet":
+            raise ConfigError(
+                f"learner.fold_batchnorm: only target.backbone 'resnet' can be folded, got {self.target.backbone!r}; "
+                "switch it off"
+            )
         if learner.fold_batchnorm and self.target.norm == "group":
             raise ConfigError("learner.fold_batchnorm: needs target.norm branch or single, got 'group'")
         require_compilable("learner", learner)

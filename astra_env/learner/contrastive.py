@@ -66,8 +66,8 @@ class ContrastiveLearner(Learner):
         images = dataset if dataset is not None else load_training_images(config.data, self.device)
         measurement: Reference | None = getattr(self.reward, "measurement", None)
         self.dataset, held_out = (images, None) if measurement is None else hold_out(images, measurement.images)
-        speed = Speed.of(options, self.device)
-        self.target = build_target(config.target, config.seed, self.device, speed.channels_last)
+        speed, side = Speed.of(options, self.device), self.view_size(config, self.dataset)
+        self.target = build_target(config.target, config.seed, self.device, speed.channels_last, side)
         self.memory_order = memory_order(self.target, self.device, channels_last=speed.channels_last)
         self.meter: ComputeMeter = ComputeMeter(world)
         self.meter.watch(self.target)
@@ -318,7 +318,7 @@ class ContrastiveLearner(Learner):
                 f"learner.fold_batchnorm: learner.objective {options.objective!r} attacks more than the projected "
                 "features, which a folded copy does not have; switch it off"
             )
-        plain = target.norm != "group" and target.backbone != "vit" and options.attack_mode == "eval"
+        plain = target.norm != "group" and target.backbone == "resnet" and options.attack_mode == "eval"
         return self.objective.foldable and plain
 
     def _measured(self, held_out: ImageDataset) -> EncoderHeldOut:

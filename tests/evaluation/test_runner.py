@@ -222,7 +222,7 @@ def test_the_slice_held_out_of_a_part_of_the_training_images_is_found_again(tmp_
         {"data": {"name": "digits", "image_size": 8, "max_images": 200}, "validation": {"size": 40}, "seed": 3},
         package="rpat.presets",
     ).resolved()
-    fitted, expected, _ = load_splits(trained, torch.device("cpu"))
+    fitted, expected = load_splits(trained, torch.device("cpu"))
     rest, held_out = held_out_slice(config(), load_network(run), load_dataset("digits", image_size=8))
     assert torch.equal(held_out.images, expected.images)
     assert torch.equal(rest.images, fitted.images)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
+from astra_env.config.paths import PATH
 from astra_env.config.types import (
     ClosedUnitInterval,
     IntFrom2,
@@ -28,12 +29,16 @@ class EvaluationDataConfig:
 
     name: str | None = None
     """Data set, such as digits or cifar10; default the run's own."""
-    root: str | None = None
+    root: str | None = field(default=None, metadata=PATH)
     """Folder that holds it; default the run's own, else data."""
     image_size: int | None = None
     """Side of the square images; default the run's own, else the data set's."""
     download: bool = False
     """Fetch the data set when it is not under root."""
+    cache: str | None = field(default=None, metadata=PATH)
+    """Folder for decoded images; default the run's own, else the user's cache folder."""
+    holdout: float | None = None
+    """Share of the training images that serves as the test split; default the run's own, else none."""
     max_test_images: PositiveInt | None = None
     """Draw this many test images; default all."""
     validation_fraction: float = 0.1
@@ -48,6 +53,8 @@ class EvaluationNetworkConfig:
     """Key of the weights in checkpoints that hold several, such as ema."""
     normalize: str = "auto"
     """Input normalisation where the file says nothing: auto, none, imagenet, cifar10 or cifar100."""
+    backbone: str | None = None
+    """Code by which a run's encoder was made, when its target.backbone is module:function: imported only if named."""
     branch: Literal["auto", "adv", "clean"] = "auto"
     """BatchNorm branch that is probed and attacked: adv, clean, or auto (clean for runs without attacks)."""
 
@@ -134,7 +141,7 @@ class EvaluationConfig:
     """Beside the clean accuracy: pgd, cw, autoattack, autoattack_quick (two of its four attacks)."""
     curves: list[Literal["radius", "noise", "path"]] = field(default_factory=list)
     """radius, noise, path."""
-    corruptions: str | None = None
+    corruptions: str | None = field(default=None, metadata=PATH)
     """Unpacked folder of CIFAR-10-C or CIFAR-100-C."""
     seed: int = 0
     """Of heads, splits and attacks."""
@@ -203,4 +210,5 @@ class EvaluationConfig:
 
 def _inside(name: str, value: float, low: float, high: float) -> None:
     if not low < value <= high:
-        raise ConfigError(f"{name}: expected a number above {low} and at most {high}, got {value}")
+        hint = f"; in 0-255 units write '{value:g}/255'" if name.startswith("attack.") and 1 < value <= 255 else ""
+        raise ConfigError(f"{name}: expected a number above {low} and at most {high}, got {value}{hint}")

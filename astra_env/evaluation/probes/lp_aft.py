@@ -14,13 +14,14 @@ differ in what remains:
 branch, so it is the single-route loss. CE on the clean branch comes only later, in AFF itself.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import nn
 
+from astra_env.config.paths import PATH
 from astra_env.config.types import IntFrom2, NonNegativeFinite, NonNegativeInt, PositiveInt
 from astra_env.data import ImageDataset
 from astra_env.data.clustering import kmeans_labels
@@ -65,7 +66,7 @@ class LPAFTConfig:
     """cpu, cuda, cuda:N or auto."""
     data: str | None = None
     """Data set; default the run's own."""
-    root: str | None = None
+    root: str | None = field(default=None, metadata=PATH)
     """Folder of the data set; default the run's own."""
     image_size: int | None = None
     """Side of the images; default the run's own."""
