@@ -44,8 +44,9 @@ class PreciseLearner(ContrastiveLearner):
         super().__init__(*arguments, **options)
         torch.set_default_dtype(torch.float32)
 
-    def augment(self, images: torch.Tensor) -> torch.Tensor:
-        return super().augment(images).double()
+    def _augmentation(self, step: int) -> Any:
+        augment = super()._augmentation(step)
+        return lambda *arguments, **options: augment(*arguments, **options).double()
 
 
 def learner_and_policy(world: World, **overrides: Any) -> tuple[PreciseLearner, Any]:
