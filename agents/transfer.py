@@ -11,7 +11,7 @@ from torch import Tensor
 from agents.reinforce import Reinforce
 from astra_env.errors import CheckpointError, ConfigError
 from astra_env.learner.protocol import Policy
-from astra_env.storage.checkpoint import load_checkpoint
+from astra_env.storage.checkpoint import checkpoint_file, load_checkpoint
 from astra_env.storage.state import require_mapping, require_tensors
 from astra_env.strategy import PARAMETERS, StrategySpace
 
@@ -83,7 +83,7 @@ def transferred(
     for name in ("width", "blocks", "norm"):
         if name in settings:
             raise ConfigError(f"policy_args.{name}: is read off the checkpoint {path}; leave it out")
-    file = Path(path) / "checkpoints" / "last.pt" if Path(path).is_dir() else Path(path)
+    file = checkpoint_file(path)
     checkpoint = load_checkpoint(file)
     weights = require_mapping("policy", checkpoint.get("policy", {})).get("strategy")
     if not isinstance(weights, Mapping):

@@ -64,9 +64,9 @@ class AttackStrategy:
         if steps < 0:
             raise InputError(f"steps: expected an integer >= 0, got {steps}")
         return cls(
-            torch.full((n,), float(epsilon), device=device),
+            torch.full((n,), float(epsilon), dtype=torch.float32, device=device),
             torch.full((n,), int(steps), dtype=torch.int64, device=device),
-            torch.full((n,), float(step_size), device=device),
+            torch.full((n,), float(step_size), dtype=torch.float32, device=device),
         )
 
     def __len__(self) -> int:
@@ -176,9 +176,9 @@ class StrategySpace:
     def _on(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
         if device not in self._tables:
             self._tables[device] = (
-                torch.tensor(self.epsilon, device=device),
+                torch.tensor(self.epsilon, dtype=torch.float32, device=device),
                 torch.tensor(self.steps, dtype=torch.int64, device=device),
-                torch.tensor(self.step_size, device=device),
+                torch.tensor(self.step_size, dtype=torch.float32, device=device),
             )
         return self._tables[device]
 

@@ -17,6 +17,7 @@ import jsonargparse
 import yaml
 
 from astra_env.config.nested_arguments import gather_nested
+from astra_env.config.plain import plain
 from astra_env.config.safe_yaml import read_yaml
 from astra_env.errors import ConfigError
 
@@ -252,7 +253,7 @@ def _set_dotted(nested: dict[str, Any], key: str, value: Any) -> None:
         for inner, entry in value.items():
             _set_dotted(nested[name], str(inner), entry)
     else:
-        nested[name] = dict(value) if isinstance(value, Mapping) else value
+        nested[name] = plain(value, key)
 
 
 def _one_line(message: str) -> str:

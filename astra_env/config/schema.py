@@ -187,7 +187,10 @@ class EnvConfig:
     divergence_penalty: float = -1.0
     """Reward of the step in which training diverged."""
     autoreset_mode: str = "same_step"
-    """When the vector environment starts the next episode: same_step (with final_obs) or next_step."""
+    """When the vector environment starts the next episode: same_step (with final_obs), next_step or disabled (by
+    reset)."""
+    array_type: str = "numpy"
+    """What the vector environment takes and gives: numpy arrays, or torch tensors on the learner's device."""
 
 
 @dataclass
@@ -231,7 +234,7 @@ class RunConfig:
     on_divergence: str = "raise"
     """raise, or rollback: restore the last checkpoint and continue at half the learning rate."""
     threads: int | None = None
-    """CPU threads; default PyTorch's own choice."""
+    """CPU threads, in environments too; default the process's own number, which may round otherwise."""
     deterministic: bool = False
     """Use deterministic kernels only; matters on CUDA, where others are faster (on the CPU a run repeats anyway)."""
 
@@ -300,7 +303,8 @@ class ExperimentConfig:
         one_of("target.norm", self.target.norm, ("branch", "single", "group"))
         one_of("target.stem", self.target.stem, ("cifar", "imagenet"))
         one_of("env.reset_mode", self.env.reset_mode, ("restart", "continue"))
-        one_of("env.autoreset_mode", self.env.autoreset_mode, ("same_step", "next_step"))
+        one_of("env.autoreset_mode", self.env.autoreset_mode, ("same_step", "next_step", "disabled"))
+        one_of("env.array_type", self.env.array_type, ("numpy", "torch"))
         finite("env.divergence_penalty", self.env.divergence_penalty)
         one_of("run.on_divergence", self.run.on_divergence, ("raise", "rollback"))
         at_least("env.chunk_steps", self.env.chunk_steps, 1)
