@@ -14,9 +14,9 @@ __all__ = ["AttackStrategy", "StrategySpace", "__version__", "fork", "register_e
 
 _HOMES = {"AttackStrategy": "strategy", "StrategySpace": "strategy", "fork": "envs"}
 _ROOMS = (
-    "attacks", "augment", "commands", "compute", "config", "data", "distributed", "envs", "errors", "evaluation", "export",
-    "learner", "losses", "models", "modes", "objectives", "optim", "plotting", "randomness", "registry", "rewards",
-    "storage", "strategy", "training",
+    "attacks", "augment", "commands", "compute", "config", "data", "distributed", "envs", "errors", "evaluation",
+    "export", "learner", "losses", "models", "modes", "objectives", "optim", "plotting", "randomness", "registry",
+    "rewards", "storage", "strategy", "training",
 )  # fmt: skip
 
 register_envs()

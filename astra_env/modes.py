@@ -152,7 +152,7 @@ def _own_threads(threads: int | None) -> Iterator[None]:
         return
     if threads > 1 and _FORKED:
         raise ConfigError(
-            f"run.threads: a process that was forked computes on one thread, got {threads}: OpenMP would wait for ever; "
+            f"run.threads: a forked process computes on one thread, got {threads}: OpenMP would wait for ever; "
             "set it to 1, or start workers by 'spawn' or 'forkserver'"
         )
     torch.set_num_threads(threads)

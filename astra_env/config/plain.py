@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
 
-
 from astra_env.errors import ConfigError
 
 

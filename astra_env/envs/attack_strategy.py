@@ -77,11 +77,11 @@ class AttackStrategyEnv(TrainingEnv, gym.Env[np.ndarray, np.ndarray]):
     ## Starting state
     `reset(seed=s)` builds a fresh network and training from seed `s`; the first `reset()` without a seed takes the
     `seed` that `config` or `overrides` name, else one from entropy, as Gymnasium's own environments do (a preset's
-    counts as not named), so that copies differ. A later bare `reset()` follows `env.reset_mode`: `restart` builds a fresh training from
-    a seed drawn from `np_random`; `continue` goes on with an unfinished training, or gives the network of a finished
-    one another budget with a new learning rate schedule. A training that diverged is always replaced by a fresh one.
-    `reset(options={"checkpoint": path})` starts a fresh training with the target network's weights of a checkpoint; a
-    run directory stands for its `last.pt`.
+    counts as not named), so that copies differ. A later bare `reset()` follows `env.reset_mode`: `restart` builds one
+    from a seed drawn from `np_random`; `continue` goes on with an unfinished training, or gives the network of a
+    finished one another budget with a new learning rate schedule. A training that diverged is always replaced by a
+    fresh one. `reset(options={"checkpoint": path})` starts a fresh training with the target network's weights of a
+    checkpoint; a run directory stands for its `last.pt`.
 
     ## Episode end
     An episode is one training. *Termination*: the training budget (`learner.total_steps` or `learner.epochs`) is used
@@ -90,12 +90,13 @@ class AttackStrategyEnv(TrainingEnv, gym.Env[np.ndarray, np.ndarray]):
     max_episode_steps=n)` truncates. `spec.max_episode_steps` is the budget in steps of the environment, where known.
 
     ## Information
-    `reset()` and `step()` return the same names, NumPy scalars all: the chunk's means of `loss`, its parts (`clean_loss`,
-    `adv_loss`, `mixed_loss`, `alignment`, `uniformity`), `grad_norm`, `zero_gradient_share`, the reward (`mean_reward`)
-    and what it is made of (`reward_clean_loss`, `reward_adv_loss` and, for `vs_fixed`, `reward_reference_loss`: NT-Xent
-    before the update, in eval mode), the attack (`mean_epsilon`, `mean_steps`, `mean_step_size`), `learning_rate`; what
-    was not measured is 0. Besides the minibatches trained so far (`step`) and in this chunk (`chunk_steps`), and
-    `diverged`. A learner adds names by its `shown`; the attribute `scalars` holds everything it reported.
+    `reset()` and `step()` return the same names, NumPy scalars all: the chunk's means of `loss`, its parts
+    (`clean_loss`, `adv_loss`, `mixed_loss`, `alignment`, `uniformity`), `grad_norm`, `zero_gradient_share`, the reward
+    (`mean_reward`) and what it is made of (`reward_clean_loss`, `reward_adv_loss` and, for `vs_fixed`,
+    `reward_reference_loss`: NT-Xent before the update, in eval mode), the attack (`mean_epsilon`, `mean_steps`,
+    `mean_step_size`), `learning_rate`; what was not measured is 0. Besides the minibatches trained so far (`step`) and
+    in this chunk (`chunk_steps`), and `diverged`. A learner adds names by its `shown`; the attribute `scalars` holds
+    everything it reported.
 
     ## Arguments
     ```python

@@ -229,7 +229,11 @@ class InstanceAttackStrategyVectorEnv(TrainingEnv, VectorEnv[Any, Any, Any]):
         told = information(
             scalars, learner.shown, step=learner.step_count, chunk_steps=chunk_steps, diverged=self.diverged
         )
-        attacks = AttackStrategy.repeated(self.num_envs, 0.0, 0, 0.0, learner.device) if strategy is None else self.world.own(strategy)
+        attacks = (
+            AttackStrategy.repeated(self.num_envs, 0.0, 0, 0.0, learner.device)
+            if strategy is None
+            else self.world.own(strategy)
+        )
         info = self.arrays.shared(told, self.num_envs)
         for name in PER_VIEW:
             info[name], info[f"_{name}"] = self.arrays.give(getattr(attacks, name)), self._full(strategy is not None)

@@ -57,7 +57,9 @@ class StepReport:
             tensors["mean_epsilon"] = self.strategy.epsilon.mean()
             tensors["mean_steps"] = self.strategy.steps.float().mean()
             tensors["mean_step_size"] = self.strategy.step_size.mean()
-        tensors |= {f"policy/{name}": torch.as_tensor(value, device=device) for name, value in self.policy_terms.items()}
+        tensors |= {
+            f"policy/{name}": torch.as_tensor(value, device=device) for name, value in self.policy_terms.items()
+        }
         values = torch.stack([value.detach().to(device, torch.float32) for value in tensors.values()]).tolist()
         scalars = dict(zip(tensors, values, strict=True))
         for name in ("loss", "grad_norm", "policy/loss", "policy/grad_norm"):
