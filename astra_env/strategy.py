@@ -167,7 +167,7 @@ class StrategySpace:
         )
 
     def _check(self, indices: Tensor) -> None:
-        low, high = indices.amin(0).tolist(), indices.amax(0).tolist()
+        low, high = torch.stack((indices.amin(0), indices.amax(0))).tolist()  # one wait for a device
         for column, (name, size) in enumerate(zip(PARAMETERS, self.sizes, strict=True)):
             if low[column] < 0 or high[column] >= size:
                 bad = low[column] if low[column] < 0 else high[column]

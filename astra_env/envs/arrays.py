@@ -102,7 +102,7 @@ class TorchArrays:
             names = [name for name, value in values.items() if np.asarray(value).dtype == kind]
             rows = torch.from_numpy(np.array([values[name] for name in names])).to(self.device, non_blocking=True)
             info |= dict(zip(names, rows[:, None].repeat(1, count), strict=True))
-        return {name: info[name] for name in values} | {f"_{name}": everyone.clone() for name in values}
+        return {key: entry for name in values for key, entry in ((name, info[name]), (f"_{name}", everyone.clone()))}
 
     def final(self, observation: Tensor) -> Tensor:
         """Return the observations as they are, one tensor for all."""
