@@ -20,7 +20,7 @@ def test_torchrl_collects_two_episodes_of_the_single_id() -> None:
     assert found["next", "reward"].shape == (2 * LENGTH, 1)
 
 
-def test_torchrl_trains_the_same_as_gymnasium_although_it_steps_without_gradients() -> None:
+def test_torchrls_collector_trains_although_it_steps_without_gradients() -> None:
     envs, collectors = pytest.importorskip("torchrl.envs"), pytest.importorskip("torchrl.collectors")
 
     def policy(data: Any) -> Any:
@@ -29,11 +29,9 @@ def test_torchrl_trains_the_same_as_gymnasium_although_it_steps_without_gradient
 
     env = envs.GymWrapper(single(), categorical_action_encoding=True)
     collector_class = getattr(collectors, "Collector", None) or collectors.SyncDataCollector
-    collector = collector_class(env, policy, frames_per_batch=2 * LENGTH, total_frames=2 * LENGTH)
-    collector.set_seed(5)
-    for data in collector:
-        assert data["next", "done"].flatten().tolist() == [False, False, True] * 2
-        assert (data["next", "reward"] != 0).all()
+    collector = collector_class(env, policy, frames_per_batch=2 * LENGTH, total_frames=2 * LENGTH, trust_policy=True)
+    ends = [data["next", "done"].flatten().tolist() for data in collector]
+    assert ends == [[False, False, True] * 2]
     collector.shutdown()
 
 
