@@ -7,7 +7,7 @@ import gymnasium.wrappers as single_wrappers
 import gymnasium.wrappers.vector as vector_wrappers
 import numpy as np
 import pytest
-from worlds import ACTION, LENGTH, SHORT, SINGLE, VECTOR, rewards_of, single, vector
+from client_envs import ACTION, LENGTH, SHORT, SINGLE, VECTOR, rewards_of, single, vector
 
 MODES = ("same_step", "next_step", "disabled")
 WRAPPERS: dict[str, Any] = {

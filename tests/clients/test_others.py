@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from worlds import LENGTH, rewards_of, single, vector
+from client_envs import LENGTH, rewards_of, single, vector
 
 
 def test_torchrl_collects_two_episodes_of_the_single_id() -> None:

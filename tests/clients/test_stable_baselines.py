@@ -6,7 +6,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from worlds import LENGTH, SHORT, SINGLE, rewards_of, single
+from client_envs import LENGTH, SHORT, SINGLE, rewards_of, single
 
 from agents import sb3
 from agents.sb3 import AgentConfig

@@ -71,9 +71,9 @@ def test_foreign_values_become_plain_ones_in_configuration_and_spec() -> None:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ({"strategy.epsilon": 8 / 255}, r"strategy\.epsilon: expected list, got 0\.031"),
-        ({"strategy.steps": np.int64(3)}, r"strategy\.steps: expected list, got 3"),
-        ({"views": {"crop_scale": 0.1}}, r"views\.crop_scale: expected tuple, got 0\.1"),
+        ({"strategy.epsilon": 8 / 255}, r"strategy\.epsilon: expected a list, got 0\.031"),
+        ({"strategy.steps": np.int64(3)}, r"strategy\.steps: expected a list, got 3"),
+        ({"views": {"crop_scale": 0.1}}, r"views\.crop_scale: expected a list of 2 values, got 0\.1"),
         ({"learner.batch_size": {1, 2}}, r"learner\.batch_size: expected a number, text, list or mapping"),
         ({"learner": Conf(reward_args=Conf(cost=object()))}, r"reward_args\.cost: expected a number"),
         ({"learner.batch_size": np.array([8, 8])}, r"learner\.batch_size: expected int"),
