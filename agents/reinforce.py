@@ -25,6 +25,7 @@ from torch import Tensor
 from agents.base import POLICIES, batch_size
 from astra_env.errors import ConfigError, InputError
 from astra_env.models import strategy_resnet18
+from astra_env.modes import at_the_door
 from astra_env.optim import LARS, warmup_cosine
 from astra_env.randomness import derive_seed, generator
 from astra_env.storage.state import load_or_undo, load_parts, require_state
@@ -106,6 +107,7 @@ class Reinforce:
     accepts_tensors = True
     samples_from_grid = True
 
+    @at_the_door
     def __init__(
         self,
         preset: str = "improved",
@@ -146,6 +148,7 @@ class Reinforce:
         """Whether it learns from attacks tried before the step, not from the step's own."""
         return bool(self.settings["norm"] == "batch")
 
+    @at_the_door
     def rehearse(self, observation: Any) -> Any:
         """Return attacks to try before the next step, whose reward :meth:`learn_from` is to be given; None for none.
 
@@ -160,6 +163,7 @@ class Reinforce:
         self._rehearsed = logits, actions
         return actions if isinstance(observation, Tensor) else actions.cpu().numpy()
 
+    @at_the_door
     @torch.no_grad()
     def predict(
         self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = False
@@ -185,6 +189,7 @@ class Reinforce:
         probabilities = logits.softmax(1)
         return (probabilities / torch.empty_like(probabilities).exponential_(generator=self.generator)).argmax(1)
 
+    @at_the_door
     def learn_from(self, observation: Any, actions: Any, reward: Any) -> dict[str, Tensor]:
         """Take the outcome of a rehearsal or of a step; every ``update_every`` steps, update the network.
 
@@ -229,6 +234,7 @@ class Reinforce:
         self.updates += 1
         return {"loss": loss.detach(), "entropy": entropy([head.detach() for head in logits]), "grad_norm": norm}
 
+    @at_the_door
     def state_dict(self) -> dict[str, Any]:
         """Return network, optimiser, generator and counters."""
         return {
@@ -240,6 +246,7 @@ class Reinforce:
             "running_reward": self.running_reward.cpu(),
         }
 
+    @at_the_door
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue exactly where ``state`` was taken.
 

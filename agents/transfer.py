@@ -12,7 +12,7 @@ from agents.reinforce import Reinforce
 from astra_env.config.paths import user_path
 from astra_env.errors import CheckpointError, ConfigError
 from astra_env.learner.protocol import Policy
-from astra_env.storage.checkpoint import load_checkpoint
+from astra_env.storage.checkpoint import checkpoint_file, load_checkpoint
 from astra_env.storage.state import require_mapping, require_state
 from astra_env.strategy import PARAMETERS, StrategySpace
 
@@ -84,8 +84,7 @@ def transferred(
     for name in ("width", "blocks", "norm"):
         if name in settings:
             raise ConfigError(f"policy_args.{name}: is read off the checkpoint {path}; leave it out")
-    file = user_path("policy", path)
-    file = file / "checkpoints" / "last.pt" if file.is_dir() else file
+    file = checkpoint_file(user_path("policy", path))
     checkpoint = load_checkpoint(file)
     weights = require_mapping("policy", checkpoint.get("policy", {})).get("strategy")
     if not isinstance(weights, Mapping):

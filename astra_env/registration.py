@@ -6,6 +6,9 @@ ENVIRONMENTS: dict[str, dict[str, str]] = {
     "astra_env/AttackStrategy-v0": {
         "entry_point": "astra_env.envs.attack_strategy:AttackStrategyEnv",
     },
+    "astra_env/AttackStrategyToy-v0": {
+        "entry_point": "astra_env.envs.toy:AttackStrategyToyEnv",
+    },
     "astra_env/InstanceAttackStrategy-v0": {
         "entry_point": "astra_env.envs.instance_attack_strategy:single_environment",
         "vector_entry_point": "astra_env.envs.instance_attack_strategy:InstanceAttackStrategyVectorEnv",

@@ -54,7 +54,9 @@ class Attack:
 
     def strategy(self, count: int, device: torch.device | str | None = None) -> "AttackStrategy":
         """Return this attack for each of ``count`` images."""
-        epsilon, step_size = (torch.full((count,), float(x), device=device) for x in (self.epsilon, self.step_size))
+        epsilon, step_size = (
+            torch.full((count,), float(x), dtype=torch.float32, device=device) for x in (self.epsilon, self.step_size)
+        )
         return AttackStrategy(epsilon, torch.full((count,), self.steps, dtype=torch.int64, device=device), step_size)
 
 
@@ -219,8 +221,7 @@ class StrategySpace:
     def on_grid(self, strategy: AttackStrategy) -> tuple[Tensor, Tensor, Tensor]:
         """Return the grid's values of a decoded strategy: epsilon, steps, step size, each (N,) float."""
         size = strategy.step_size
-        if self.relative:
-            size = size * strategy.steps.clamp_min(1) / strategy.epsilon
+        size = size * strategy.steps.clamp_min(1) / strategy.epsilon if self.relative else size
         return strategy.epsilon.float(), strategy.steps.float(), size.float()
 
     def encode(self, epsilon: float, steps: int, step_size: float) -> tuple[int, int, int]:
@@ -237,7 +238,7 @@ class StrategySpace:
         return (*first, _index_of("step_size (in epsilon / steps)", self.step_size, multiple))
 
     def _check(self, indices: Tensor) -> None:
-        low, high = indices.amin(0).tolist(), indices.amax(0).tolist()
+        low, high = torch.stack((indices.amin(0), indices.amax(0))).tolist()  # one wait for a device
         for column, (name, size) in enumerate(zip(PARAMETERS, self.sizes, strict=True)):
             if low[column] < 0 or high[column] >= size:
                 bad = low[column] if low[column] < 0 else high[column]
@@ -245,7 +246,8 @@ class StrategySpace:
 
     def _on(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
         if device not in self._tables:
-            epsilon, step_size = (torch.tensor(grid, device=device) for grid in (self.epsilon, self.step_size))
+            grids = (self.epsilon, self.step_size)
+            epsilon, step_size = (torch.tensor(grid, dtype=torch.float32, device=device) for grid in grids)
             self._tables[device] = (epsilon, torch.tensor(self.steps, dtype=torch.int64, device=device), step_size)
         return self._tables[device]
 

@@ -12,6 +12,7 @@ from astra_env.compute import Speed, memory_order, tf32
 from astra_env.data import BatchSampler, ImageDataset
 from astra_env.distributed import ALONE, SharedGradients, World, average_statistics, with_shared_statistics
 from astra_env.errors import Diverged
+from astra_env.modes import at_the_door
 from astra_env.randomness import derive_seed, generator
 from astra_env.storage.state import Either, load_or_undo, load_parts, require_scale, require_state
 from astra_env.strategy import AttackStrategy
@@ -40,6 +41,7 @@ class SupervisedLearner:
         learning_rate_scale: factor on the learning rate, lowered when a run that diverged was rolled back.
     """
 
+    @at_the_door
     def __init__(
         self,
         config: RPATConfig,
@@ -112,6 +114,7 @@ class SupervisedLearner:
         rate = self.config.optimizer.learning_rate * self.learning_rate_factor(self.epoch)
         return rate * self.learning_rate_scale
 
+    @at_the_door
     def step(self) -> dict[str, Tensor]:
         """Train on the next batch and return its loss terms as scalars on the device.
 
@@ -126,6 +129,7 @@ class SupervisedLearner:
             self.update(step)
         return terms
 
+    @at_the_door
     def draw(self) -> tuple[Tensor, Tensor]:
         """Return this rank's part of the next batch, augmented: images in [0, 1] and labels, for :class:`Step`."""
         rows = next(self.sampler)
@@ -202,6 +206,7 @@ class SupervisedLearner:
             self.average.update_parameters(self.model)
         self.steps_done += 1
 
+    @at_the_door
     def state_dict(self) -> dict[str, Any]:
         """Return everything that the next step depends on, beside configuration and data."""
         return {
@@ -214,6 +219,7 @@ class SupervisedLearner:
             "learning_rate_scale": self.learning_rate_scale,
         }
 
+    @at_the_door
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue exactly where ``state`` was taken.
 

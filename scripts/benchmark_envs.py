@@ -155,7 +155,7 @@ def learning(options: Any) -> dict[str, Any]:
     return {"evaluation": evaluation, "margin_over_random": margins, "curves": curves}
 
 
-SHOWN = ("reward", "mean_epsilon", "mean_steps", "mean_step_size")
+SHOWN = {name: name for name in ("mean_epsilon", "mean_steps", "mean_step_size")} | {"reward": "mean_reward"}
 
 
 def _sb3_agent(name: str, seed: int, options: Any, curve: list[dict[str, float]]) -> Any:
@@ -178,7 +178,7 @@ def _sb3_agent(name: str, seed: int, options: Any, curve: list[dict[str, float]]
 
 
 def _keeper(curve: list[dict[str, float]]) -> Callable[[int, dict[str, float]], None]:
-    return lambda _, scalars: curve.append({name: round(scalars[name], 5) for name in SHOWN})
+    return lambda _, scalars: curve.append({name: round(scalars[told], 5) for name, told in SHOWN.items()})
 
 
 def _margin(values: list[float], random: list[float]) -> dict[str, float]:

@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("astra_env", "agents", "rpat")
 LEVELS = [
     {"errors"},
-    {"registry", "registration", "randomness", "compute", "storage", "config", "strategy"},
+    {"registry", "registration", "randomness", "compute", "modes", "storage", "config", "strategy"},
     {"losses", "optim", "distributed", "augment"},
     {"rewards", "models", "data"},
     {"attacks"},

@@ -63,7 +63,7 @@ class RolloutCallback(BaseCallback):
     def _on_step(self) -> bool:
         self._rewards.append(float(np.mean(self.locals["rewards"])))
         info = self.locals["infos"][0]
-        self._scalars.append({n: v for n, v in info.items() if isinstance(v, float) and n not in PARAMETERS})
+        self._scalars.append({n: float(v) for n, v in info.items() if isinstance(v, float) and n not in PARAMETERS})
         return self.go_on
 
     def _summary(self) -> dict[str, float]:

@@ -55,7 +55,7 @@ class InstanceVecEnv(VecEnv):
         for entry, cut in zip(infos, (truncated & ~terminated).tolist(), strict=True):
             entry["TimeLimit.truncated"] = cut
         if dones.all():
-            self.reset_infos = _per_view({"step": info["step"]}, self.num_envs)
+            self.reset_infos = _per_view(info, self.num_envs)
             for entry, final in zip(infos, info["final_obs"], strict=True):
                 entry["terminal_observation"] = final
         return observation, rewards.astype(np.float32), dones, infos

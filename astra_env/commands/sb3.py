@@ -101,7 +101,7 @@ def play_one(config: AgentConfig, run_dir: Path, seed: int) -> int:
 
 def print_step(number: int, scalars: dict[str, float]) -> None:
     """Print one line about a step of an episode."""
-    shown = ("reward", "clean_loss", "adv_loss", "mean_epsilon", "mean_steps")
+    shown = ("mean_reward", "clean_loss", "adv_loss", "mean_epsilon", "mean_steps")
     print(f"step {scalars['step']:.0f}", *(f"{name} {scalars[name]:.4f}" for name in shown if name in scalars))
 
 

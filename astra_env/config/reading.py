@@ -18,6 +18,7 @@ import yaml
 from astra_env.config.lists import gather, spread
 from astra_env.config.nested_arguments import gather_nested
 from astra_env.config.paths import settled, user_path
+from astra_env.config.plain import plain
 from astra_env.config.safe_yaml import read_yaml
 from astra_env.config.types import bare, complaint
 from astra_env.errors import ConfigError
@@ -260,4 +261,4 @@ def _set_dotted(nested: dict[str, Any], key: str, value: Any) -> None:
         for inner, entry in value.items():
             _set_dotted(nested[name], str(inner), entry)
     else:
-        nested[name] = dict(value) if isinstance(value, Mapping) else value
+        nested[name] = plain(value, key)

@@ -214,8 +214,11 @@ class EnvConfig:
     """What a bare reset() does: restart (a fresh learner) or continue (the same learner, next training)."""
     divergence_penalty: Finite = -1.0
     """Reward of the step in which training diverged."""
-    autoreset_mode: Literal["same_step", "next_step"] = "same_step"
-    """When the vector environment starts the next episode: same_step (with final_obs) or next_step."""
+    autoreset_mode: Literal["same_step", "next_step", "disabled"] = "same_step"
+    """When the vector environment starts the next episode: same_step (with final_obs), next_step or disabled (by
+    reset)."""
+    array_type: Literal["numpy", "torch"] = "numpy"
+    """What the vector environment takes and gives: numpy arrays, or torch tensors on the learner's device."""
 
 
 @dataclass
@@ -259,7 +262,7 @@ class RunConfig:
     on_divergence: Literal["raise", "rollback"] = "raise"
     """raise, or rollback: restore the last checkpoint and continue at half the learning rate."""
     threads: PositiveInt | None = None
-    """CPU threads; default PyTorch's own choice."""
+    """CPU threads, in environments too; default the process's own number, which may round otherwise."""
     deterministic: bool = False
     """Use deterministic kernels only; matters on CUDA, where others are faster (on the CPU a run repeats anyway)."""
 

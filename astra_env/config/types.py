@@ -56,7 +56,8 @@ def complaint(message: str, schema: type | None) -> str:
     hint = _hint(schema, found["key"].split("."))
     items = get_origin(hint) in (list, tuple) and found["what"].startswith(("Expected a typing.Lit", "Not of type"))
     hint = get_args(hint)[0] if items else hint
-    expected = _expected(hint)
+    listed = found["what"].startswith(("Expected a <class 'list'>", "Expected a <class 'tuple'>"))
+    expected = _list_of(hint) if listed else _expected(hint)
     if expected is None:
         return line
     return f"{found['key']}: expected {expected}, got {_quoted(value) if expected.startswith('one of') else value}"
@@ -89,6 +90,11 @@ def _expected(hint: Any) -> str | None:
         return _WORDS.get(hint)
     except TypeError:
         return None
+
+
+def _list_of(hint: Any) -> str:
+    """Return what a value is to be that is no list where one is wanted."""
+    return f"a list of {len(get_args(hint))} values" if get_origin(hint) is tuple else "a list"
 
 
 def _quoted(value: str) -> str:

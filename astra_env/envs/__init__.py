@@ -2,6 +2,7 @@
 
 from astra_env.envs.attack_strategy import AttackStrategyEnv
 from astra_env.envs.episode import EpisodeResult, play
+from astra_env.envs.forking import fork
 from astra_env.envs.instance_attack_strategy import InstanceAttackStrategyVectorEnv
 from astra_env.envs.wrappers import BoxStrategy, DiscreteStrategy
 
@@ -11,5 +12,6 @@ __all__ = [
     "DiscreteStrategy",
     "EpisodeResult",
     "InstanceAttackStrategyVectorEnv",
+    "fork",
     "play",
 ]

@@ -7,10 +7,12 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
+from astra_env.envs.information import information
 from astra_env.envs.observation import BOUNDS, TrainingSummary, mean_of
 from astra_env.envs.rendering import RENDER_MODES, Recorder
 from astra_env.envs.training import TrainingEnv
 from astra_env.errors import Diverged, InputError
+from astra_env.modes import at_the_door
 
 
 class AttackStrategyEnv(TrainingEnv, gym.Env[np.ndarray, np.ndarray]):
@@ -73,22 +75,28 @@ class AttackStrategyEnv(TrainingEnv, gym.Env[np.ndarray, np.ndarray]):
     their own; `supervised`: `adv_loss_gain`, `look_ahead` (LAS-AT's), `constant` or `module:attribute`.
 
     ## Starting state
-    `reset(seed=s)` builds a fresh network and training from seed `s`; the first `reset()` without a seed does so from
-    the configuration's `seed`. A later bare `reset()` follows `env.reset_mode`: `restart` builds a fresh training from
-    a seed drawn from `np_random`; `continue` goes on with an unfinished training, or gives the network of a finished
-    one another budget with a new learning rate schedule. A training that diverged is always replaced by a fresh one.
-    `reset(options={"checkpoint": path})` starts a fresh training with the target network's weights of a checkpoint.
+    `reset(seed=s)` builds a fresh network and training from seed `s`; the first `reset()` without a seed takes the
+    `seed` that `config` or `overrides` name, else one from entropy, as Gymnasium's own environments do (a preset's
+    counts as not named), so that copies differ. A later bare `reset()` follows `env.reset_mode`: `restart` builds one
+    from a seed drawn from `np_random`; `continue` goes on with an unfinished training, or gives the network of a
+    finished one another budget with a new learning rate schedule. A training that diverged is always replaced by a
+    fresh one. `reset(options={"checkpoint": path})` starts a fresh training with the target network's weights of a
+    checkpoint; a run directory stands for its `last.pt`.
 
     ## Episode end
     An episode is one training. *Termination*: the training budget (`learner.total_steps` or `learner.epochs`) is used
-    up, or training diverged: loss, gradient or reward are not finite. Then the observation is finite all the same and
-    `info["error_type"]` is `"Diverged"`. *Truncation*: never by itself; `gym.make(..., max_episode_steps=n)` truncates.
+    up, or training diverged: loss, gradient or reward are not finite. Then the observation is finite all the same,
+    `info["diverged"]` is true and the attribute `error` says why. *Truncation*: never by itself; `gym.make(...,
+    max_episode_steps=n)` truncates. `spec.max_episode_steps` is the budget in steps of the environment, where known.
 
     ## Information
-    `step()` returns the chunk's means of loss, its parts, gradient norm, reward, what the reward is made of
-    (`reward_clean_loss`, `reward_adv_loss` and, for `vs_fixed`, `reward_reference_loss`: NT-Xent before the update, in
-    eval mode; of other learners whatever their reports hold) and attack (`mean_epsilon`, `mean_steps`,
-    `mean_step_size`), the minibatches trained so far (`step`) and in this chunk (`chunk_steps`).
+    `reset()` and `step()` return the same names, NumPy scalars all: the chunk's means of `loss`, its parts
+    (`clean_loss`, `adv_loss`, `mixed_loss`, `alignment`, `uniformity`), `grad_norm`, `zero_gradient_share`, the reward
+    (`mean_reward`) and what it is made of (`reward_clean_loss`, `reward_adv_loss` and, for `vs_fixed`,
+    `reward_reference_loss`: NT-Xent before the update, in eval mode), the attack (`mean_epsilon`, `mean_steps`,
+    `mean_step_size`), `learning_rate`; what was not measured is 0. Besides the minibatches trained so far (`step`) and
+    in this chunk (`chunk_steps`), and `diverged`. A learner adds names by its `shown`; the attribute `scalars` holds
+    everything it reported.
 
     ## Arguments
     ```python
@@ -100,7 +108,10 @@ class AttackStrategyEnv(TrainingEnv, gym.Env[np.ndarray, np.ndarray]):
     * `overrides`: values by dotted key.
     * `render_mode`: `ansi` (one line per step) or `rgb_array` (figure of the training so far).
 
-    Beyond Gymnasium's interface: `state_dict()`, `load_state_dict()`, `save(path)`, `load(path)`, `fork()`.
+    Beyond Gymnasium's interface: `state_dict()`, `load_state_dict()`, `save(path)`, `load(path)`, `fork()`
+    (`astra_env.fork(env)` goes through wrappers). PyTorch modes of the caller (`no_grad`, `inference_mode`, `autocast`,
+    default dtype and device, deterministic algorithms, precision of products) change nothing; `run.threads` fixes the
+    number of CPU threads.
 
     ## Version history
     * v0: Initial version.
@@ -109,6 +120,7 @@ class AttackStrategyEnv(TrainingEnv, gym.Env[np.ndarray, np.ndarray]):
     OWN = (*TrainingEnv.OWN, "_summary")
     metadata: ClassVar[dict[str, Any]] = {"render_modes": list(RENDER_MODES), "render_fps": 10}  # type: ignore[misc]
 
+    @at_the_door
     def __init__(
         self,
         config: str | Mapping[str, Any] = "quickstart",
@@ -123,16 +135,20 @@ class AttackStrategyEnv(TrainingEnv, gym.Env[np.ndarray, np.ndarray]):
         self._recorder = Recorder(render_mode, self.space)
         self._summary = self._fresh_summary()
 
+    @at_the_door
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
         """Start an episode by the rules above; raises InputError for an unknown option."""
-        gym.Env.reset(self, seed=self.config.seed if seed is None and self._learner is None else seed)
+        first = seed is None and self._learner is None and self.seeded
+        gym.Env.reset(self, seed=self.config.seed if first else seed)
         self._begin(seed, options)
         self._summary = self._fresh_summary()
         self._recorder.clear()
-        return self.observation(), {"step": self.learner.step_count}
+        self.price = 0.0
+        return self.observation(), self._information({"learning_rate": self.learner.learning_rate})
 
+    @at_the_door
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         """Train on the next chunk of minibatches under one attack.
 
@@ -144,7 +160,7 @@ class AttackStrategyEnv(TrainingEnv, gym.Env[np.ndarray, np.ndarray]):
         action = np.asarray(action)
         if action.shape != (3,):
             raise InputError(f"action: expected 3 integers (epsilon, steps, step size), got shape {action.shape}")
-        strategy = self.space.decode(action, device=self.learner.device)
+        strategy, spent = self.space.decode(action, device=self.learner.device), self.learner.compute_spent
         history: list[dict[str, float]] = []
         error: Diverged | None = None
         while len(history) < self.config.env.chunk_steps and not self.over and error is None:
@@ -154,14 +170,17 @@ class AttackStrategyEnv(TrainingEnv, gym.Env[np.ndarray, np.ndarray]):
                 self.over = self.learner.finished
             except Diverged as diverged:
                 error = diverged
+        self.price = self.learner.compute_spent - spent
         return self._outcome(action, history, error)
 
+    @at_the_door
     def observation(self) -> np.ndarray:
         """Return the present observation: float32 (16,)."""
         learner = self.learner
-        self._summary.show_schedule(learner.step_count / learner.total_steps, learner.learning_rate)
+        self._summary.show_schedule(learner.progress, learner.learning_rate)
         return self._summary.vector()
 
+    @at_the_door
     def render(self) -> Any:
         """Return a line of text (``ansi``), a uint8 frame (H, W, 3) (``rgb_array``), or None without a mode."""
         return self._recorder.render()
@@ -169,17 +188,33 @@ class AttackStrategyEnv(TrainingEnv, gym.Env[np.ndarray, np.ndarray]):
     def _outcome(
         self, action: np.ndarray, history: list[dict[str, float]], error: Diverged | None
     ) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        info: dict[str, Any] = mean_of(history) if history else {}
-        info |= {"step": self.learner.step_count, "chunk_steps": len(history)}
-        reward = info.get("reward", 0.0)
+        means = mean_of(history) if history else {}
+        if history and self.learner.progress_reward:  # what single minibatches added adds up
+            means["reward"] = sum(entry["reward"] for entry in history)
+        reward = means.get("reward", 0.0)
         if history:
-            self._summary.update(info, action, self.learner.loss_scales)
-            self._recorder.record(self.learner.total_steps, info, action[None])
+            self._summary.update(means, action, self.learner.loss_scales)
+            self._recorder.record(self.learner.total_steps, {**means, "step": self.learner.step_count}, action[None])
         if error is not None:
             self.over = self.diverged = True
+            self.error = str(error)
             reward = self.config.env.divergence_penalty
-            info |= {"error_type": type(error).__name__, "error": str(error)}
-        return self.observation(), float(reward), self.over, False, info
+        self.scalars = means
+        return self.observation(), float(reward), self.over, False, self._information(means, len(history))
+
+    def _information(self, scalars: dict[str, float], chunk_steps: int = 0) -> dict[str, Any]:
+        learner = self.learner
+        return information(
+            {**scalars, **self._spending()},
+            learner.shown,
+            step=learner.step_count,
+            chunk_steps=chunk_steps,
+            diverged=self.diverged,
+        )
+
+    def _longest_episode(self) -> int | None:
+        minibatches = super()._longest_episode()
+        return None if minibatches is None else -(-minibatches // self.config.env.chunk_steps)
 
     def _fresh_summary(self) -> TrainingSummary:
         return TrainingSummary(self.space.sizes, self.config.learner.learning_rate)

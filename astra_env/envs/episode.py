@@ -7,8 +7,9 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 from gymnasium.vector import VectorEnv
+from torch import Tensor
 
-from astra_env.learner.protocol import Policy
+from astra_env.learner.protocol import Policy, for_policy
 
 Listener = Callable[[int, dict[str, float]], None]
 
@@ -62,17 +63,19 @@ def play(
         starts = np.full(env.num_envs, start) if isinstance(env, VectorEnv) else np.array([start])
         if learn:
             _rehearse(env, policy, observation)
-        actions, state = policy.predict(observation, state, starts, deterministic)
+        actions, state = policy.predict(for_policy(policy, observation), state, starts, deterministic)
         outcome: tuple[Any, Any, Any, Any, dict[str, Any]] = env.step(actions)
         following, reward, terminated, truncated, info = outcome
         if learn and hasattr(policy, "learn_from"):
             shared = isinstance(env, VectorEnv) and env.unwrapped.shared_reward  # type: ignore[attr-defined]
-            policy.learn_from(observation, actions, reward[0] if shared else reward)
+            earned = reward[0] if shared else reward
+            policy.learn_from(for_policy(policy, observation), actions, for_policy(policy, earned))
         observation, start = following, False
-        result.rewards.append(float(np.mean(reward)))
-        over = bool(np.all(terminated | truncated))
-        result.last = _scalars(info.get("final_info", info))
-        result.diverged = "error_type" in info.get("final_info", info)
+        result.rewards.append(float(np.mean(_on_host(reward))))
+        over = bool(np.all(_on_host(terminated | truncated)))
+        last = info.get("final_info", info)
+        result.last = _scalars(last)
+        result.diverged = bool(np.any(_on_host(last.get("diverged", False))))
         if listener is not None:
             listener(len(result.rewards), result.last)
         if over:
@@ -83,14 +86,20 @@ def play(
 def _rehearse(env: gym.Env[Any, Any] | VectorEnv[Any, Any, Any], policy: Policy, observation: Any) -> None:
     """Try the attacks that a policy wants to learn from before the step, if it is one that does, and teach it."""
     propose = getattr(policy, "rehearse", None)
-    actions = None if propose is None else propose(observation)
+    actions = None if propose is None else propose(for_policy(policy, observation))
     if actions is not None:
         trained: Any = env.unwrapped
         learner: Any = policy
-        learner.learn_from(observation, actions, trained.try_attack(actions))
+        reward = trained.try_attack(actions)
+        learner.learn_from(for_policy(policy, observation), actions, for_policy(policy, reward))
 
 
 def _scalars(info: dict[str, Any]) -> dict[str, float]:
     """Return the numbers of an information dictionary; the mean over the views of a vector environment."""
-    numbers = {name: np.asarray(value) for name, value in info.items() if not name.startswith("_")}
+    told = {name: value for name, value in info.items() if not name.startswith("_") and not isinstance(value, dict)}
+    numbers = {name: np.asarray(_on_host(value)) for name, value in told.items()}
     return {name: float(value.mean()) for name, value in numbers.items() if value.dtype.kind in "fiu"}
+
+
+def _on_host(value: Any) -> Any:
+    return value.cpu().numpy() if isinstance(value, Tensor) else value

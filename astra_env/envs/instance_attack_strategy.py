@@ -4,22 +4,29 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, NoReturn
 
 import numpy as np
-import torch
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
+from torch import Tensor
 
+from astra_env.config.checks import one_of
 from astra_env.distributed import ALONE
 from astra_env.distributed.start import joined
+from astra_env.envs.arrays import Arrays, NumPyArrays, TorchArrays
+from astra_env.envs.information import PER_VIEW, information
 from astra_env.envs.rendering import RENDER_MODES, Recorder
 from astra_env.envs.training import TrainingEnv
 from astra_env.errors import ConfigError, Diverged, InputError
 from astra_env.learner.make import learner_class
+from astra_env.modes import at_the_door
+from astra_env.strategy import Attack, AttackStrategy
 
-AUTORESET_MODES = {"same_step": AutoresetMode.SAME_STEP, "next_step": AutoresetMode.NEXT_STEP}
+AUTORESET_MODES = {
+    "same_step": AutoresetMode.SAME_STEP, "next_step": AutoresetMode.NEXT_STEP, "disabled": AutoresetMode.DISABLED,
+}  # fmt: skip
 
 
-class InstanceAttackStrategyVectorEnv(TrainingEnv, VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
+class InstanceAttackStrategyVectorEnv(TrainingEnv, VectorEnv[Any, Any, Any]):
     """Choose the attack of every single view of an adversarial training.
 
     ## Description
@@ -48,18 +55,20 @@ class InstanceAttackStrategyVectorEnv(TrainingEnv, VectorEnv[np.ndarray, np.ndar
 
     ## Starting state
     As in `AttackStrategyEnv`: a seeded or the first `reset` builds a fresh training, a bare `reset()` follows
-    `env.reset_mode`, and `options={"checkpoint": path}` starts with the weights of a checkpoint.
+    `env.reset_mode`, and `options={"checkpoint": path}` starts with the weights of a checkpoint or run directory.
 
     ## Episode end
-    An episode is one training. *Termination*: the budget is used up or training diverged (`info["error_type"]`).
-    *Truncation*: after `max_episode_steps` minibatches, if given. The next episode starts by itself, as
-    `metadata["autoreset_mode"]` says: in the same step (default; the last observation and information are then in
-    `info["final_obs"]` and `info["final_info"]`) or in the next step, whose actions are ignored.
+    An episode is one training. *Termination*: the budget is used up or training diverged (`info["diverged"]`).
+    *Truncation*: after `max_episode_steps` minibatches, if given. The next episode starts as
+    `metadata["autoreset_mode"]` says: by itself in the same step (default; the last observation and information are
+    then in `info["final_obs"]` and `info["final_info"]`), by itself in the next step, whose actions are ignored, or
+    (`disabled`) by `reset()`, also with Gymnasium's `options={"reset_mask": mask}` for all views. Which client needs
+    which: docs/clients.md.
 
     ## Information
-    As Gymnasium's own vector environments: arrays `(num_envs,)`, each with a mask `_name`. Per view `epsilon`, `steps`
-    and `step_size` of its attack; for all alike `step`, loss, its parts, gradient norm, mean reward and what it is made
-    of (`reward_clean_loss`, `reward_adv_loss`, `reward_reference_loss`).
+    As Gymnasium's own vector environments: arrays `(num_envs,)`, each with a mask `_name`, the same names in `reset()`
+    and `step()`. Per view `epsilon`, `steps` and `step_size` of its attack (masked and 0 before there is one); for all
+    alike what `AttackStrategyEnv` tells.
 
     ## Arguments
     ```python
@@ -72,7 +81,11 @@ class InstanceAttackStrategyVectorEnv(TrainingEnv, VectorEnv[np.ndarray, np.ndar
       directly: `make_vec` always gives one).
     * `config`, `overrides`: as in `AttackStrategyEnv`.
     * `render_mode`: `ansi` or `rgb_array`; `render()` returns the same line or figure for every sub-environment.
-    * `autoreset_mode`: `same_step` or `next_step` (or an `AutoresetMode`); default `env.autoreset_mode`.
+    * `autoreset_mode`: `same_step`, `next_step` or `disabled` (or an `AutoresetMode`); default `env.autoreset_mode`.
+    * `array_type`: `numpy`, or `torch`: observations, rewards, ends and information are tensors on the learner's
+      device, bit-equal to the arrays, and actions may be; default `env.array_type`. A step then waits for the device
+      three times: to check the actions, to learn how many steps each attack has, and for the scalars, which tell
+      whether training diverged. The spaces stay Gymnasium's.
     * `max_episode_steps`: truncate after so many minibatches; default never.
     * `distributed`: train one network in the environments of all processes of the process group, each with its own
       `num_envs` views of the minibatch; give all of them the same configuration and seeds, and step them together.
@@ -90,6 +103,7 @@ class InstanceAttackStrategyVectorEnv(TrainingEnv, VectorEnv[np.ndarray, np.ndar
         "autoreset_mode": AutoresetMode.SAME_STEP,
     }
 
+    @at_the_door
     def __init__(
         self,
         num_envs: int | None = None,
@@ -99,6 +113,7 @@ class InstanceAttackStrategyVectorEnv(TrainingEnv, VectorEnv[np.ndarray, np.ndar
         autoreset_mode: str | AutoresetMode | None = None,
         max_episode_steps: int | None = None,
         distributed: bool = False,
+        array_type: str | None = None,
     ) -> None:
         self.world = joined() if distributed else ALONE
         super().__init__(config, overrides)
@@ -110,6 +125,12 @@ class InstanceAttackStrategyVectorEnv(TrainingEnv, VectorEnv[np.ndarray, np.ndar
                 "learner.drop_last: every minibatch needs num_envs views here, so the last, incomplete one of an epoch "
                 "cannot be kept; set it to true"
             )
+        if array_type is not None:
+            one_of("array_type", array_type, ("numpy", "torch"))
+            self.config.env.array_type = array_type
+        torch_native = self.config.env.array_type == "torch"
+        device = self.world.resolve(self.config.device)
+        self.arrays: Arrays = TorchArrays(device) if torch_native else NumPyArrays()
         own = self.world.share(self.config.learner.batch_size)
         self.num_envs = per_image * (own.stop - own.start)
         self.render_mode = render_mode
@@ -125,32 +146,30 @@ class InstanceAttackStrategyVectorEnv(TrainingEnv, VectorEnv[np.ndarray, np.ndar
         self._elapsed = 0
         self._recorder = Recorder(render_mode, self.space)
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[np.ndarray, dict[str, Any]]:
+    @at_the_door
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Start an episode by the rules above; raises InputError for an unknown option or a partial reset."""
-        VectorEnv.reset(self, seed=self.config.seed if seed is None and self._learner is None else seed)
+        _require_whole((options or {}).get("reset_mask"), self.num_envs)
+        first = seed is None and self._learner is None and self.seeded
+        VectorEnv.reset(self, seed=self.config.seed if first else seed)
         self._begin(seed, options)
         self._elapsed = 0
         self._recorder.clear()
-        return self.observation(), self._for_every_view({"step": self.learner.step_count})
+        return self.observation(), self._information({"learning_rate": self.learner.learning_rate})
 
-    def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+    @at_the_door
+    def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
         """Train on the minibatch that was observed, every view under its own attack.
 
         Raises:
             InputError: for actions that are not three grid indices per view.
-            ResetNeeded: before the first reset.
+            ResetNeeded: before the first reset, and after an episode's end when autoreset is disabled.
         """
         if self.over and self._learner is not None and self.autoreset_mode is AutoresetMode.NEXT_STEP:
             observation, info = self.reset()
-            nothing = np.zeros(self.num_envs, dtype=np.bool_)
-            return observation, np.zeros(self.num_envs), nothing, nothing.copy(), info
+            return observation, self._full(0.0), self._full(False), self._full(False), info
         self._require_running()
-        actions = np.asarray(actions)
-        if actions.shape != (self.num_envs, 3):
-            raise InputError(f"actions: expected integers of shape ({self.num_envs}, 3), got shape {actions.shape}")
-        rewards, info = self._advance(actions)
+        rewards, info = self._advance(self.arrays.actions(actions, self.num_envs))
         terminated = self.diverged or self.learner.finished
         truncated = not terminated and self.max_episode_steps is not None and self._elapsed >= self.max_episode_steps
         self.over = terminated or truncated
@@ -158,66 +177,80 @@ class InstanceAttackStrategyVectorEnv(TrainingEnv, VectorEnv[np.ndarray, np.ndar
             observation, info = self._next_episode(info)
         else:
             observation = self.observation()
-        return (
-            observation,
-            rewards,
-            np.full(self.num_envs, terminated),
-            np.full(self.num_envs, truncated),
-            info,
-        )
+        return observation, rewards, self._full(terminated), self._full(truncated), info
 
-    def try_attack(self, actions: np.ndarray) -> np.ndarray:
+    @at_the_door
+    def try_attack(self, actions: Any) -> Any:
         """Return the reward that ``actions`` would have, without training: (num_envs,), or () for a shared one."""
         self._require_running()
-        everyone = self.world.gather(torch.from_numpy(np.array(actions)))
+        everyone = self.world.gather(self.arrays.actions(actions, self.num_envs))
         reward = self.learner.try_attack(self.space.decode(everyone, device=self.learner.device))
-        return (reward if reward.dim() == 0 else self.world.own(reward)).double().cpu().numpy()
+        return self.arrays.give((reward if reward.dim() == 0 else self.world.own(reward)).double())
 
-    def observation(self) -> np.ndarray:
+    @at_the_door
+    def observation(self) -> Any:
         """Return the views of the next minibatch: uint8 (num_envs, 3, H, W)."""
-        return self.learner.own_observation().cpu().numpy()
+        return self.arrays.give(self.learner.own_observation())
 
+    @at_the_door
     def render(self) -> tuple[Any, ...] | None:
         """Return the line of text or the uint8 frame (H, W, 3) of the training, once per sub-environment."""
         return None if self.render_mode is None else (self._recorder.render(),) * self.num_envs
 
-    def _advance(self, actions: np.ndarray) -> tuple[np.ndarray, dict[str, Any]]:
+    def _advance(self, actions: Tensor) -> tuple[Any, dict[str, Any]]:
         """Train on one minibatch; returns its rewards (num_envs,) and information."""
-        everyone = self.world.gather(torch.from_numpy(np.array(actions)))
-        strategy = self.space.decode(everyone, device=self.learner.device)
+        strategy = self.space.decode(self.world.gather(actions), device=self.learner.device)
+        spent = self.learner.compute_spent
         try:
             report, scalars = self._train(strategy)
         except Diverged as error:
-            self.diverged = True
-            told = {"step": self.learner.step_count, "error_type": type(error).__name__, "error": str(error)}
-            return np.full(self.num_envs, self.config.env.divergence_penalty), self._for_every_view(told)
+            self.diverged, self.error = True, str(error)
+            return self._full(float(self.config.env.divergence_penalty)), self._information({})
         self._elapsed += 1
+        self.price = self.learner.compute_spent - spent
         self.shared_reward = report.reward.dim() == 0
-        rewards = (report.reward if self.shared_reward else self.world.own(report.reward)).double().cpu().numpy()
-        scalars["step"] = self.learner.step_count
-        self._recorder.record(self.learner.total_steps, scalars, actions)
-        info = self._for_every_view(scalars)
-        for name in ("epsilon", "steps", "step_size"):
-            info[name] = self.world.own(getattr(strategy, name)).cpu().numpy()
-            info[f"_{name}"] = np.ones(self.num_envs, dtype=np.bool_)
-        return np.array(np.broadcast_to(rewards, (self.num_envs,))), info
+        reward = report.reward if self.shared_reward else self.world.own(report.reward)
+        if self._recorder.mode is not None:
+            seen = {**scalars, "step": self.learner.step_count}
+            self._recorder.record(self.learner.total_steps, seen, actions.cpu().numpy())
+        info = self._information(scalars, 1, strategy)
+        return self.arrays.give(reward.double().expand(self.num_envs).clone()), info
 
-    def _next_episode(self, info: dict[str, Any]) -> tuple[np.ndarray, dict[str, Any]]:
+    def _next_episode(self, info: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         """Start the next episode and file the end of this one under final_obs and final_info."""
-        final = np.empty(self.num_envs, dtype=object)
-        final[:] = list(self.observation())
+        final = self.arrays.final(self.observation())
         observation, fresh = self.reset()
-        everyone = np.ones(self.num_envs, dtype=np.bool_)
-        ended = {"final_obs": final, "_final_obs": everyone, "final_info": info, "_final_info": everyone.copy()}
-        return observation, {**fresh, **ended}
+        ended = {"final_obs": final, "_final_obs": self._full(True)}
+        return observation, {**fresh, **ended, "final_info": info, "_final_info": self._full(True)}
 
-    def _for_every_view(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Return information that all views share in the form of Gymnasium's vector environments."""
-        info: dict[str, Any] = {}
-        for name, value in values.items():
-            info[name] = np.full(self.num_envs, value, dtype=object if isinstance(value, str) else None)
-            info[f"_{name}"] = np.ones(self.num_envs, dtype=np.bool_)
+    def _information(
+        self, scalars: dict[str, float], chunk_steps: int = 0, strategy: AttackStrategy | None = None
+    ) -> dict[str, Any]:
+        """Return information in the form of Gymnasium's vector environments, the attack of each view included."""
+        learner = self.learner
+        told = information(
+            {**scalars, **self._spending()},
+            learner.shown,
+            step=learner.step_count,
+            chunk_steps=chunk_steps,
+            diverged=self.diverged,
+        )
+        attacks = (
+            Attack(0.0, 0.0, 0).strategy(self.num_envs, learner.device)
+            if strategy is None
+            else self.world.own(strategy)
+        )
+        info = self.arrays.shared(told, self.num_envs)
+        for name in PER_VIEW:
+            info[name], info[f"_{name}"] = self.arrays.give(getattr(attacks, name)), self._full(strategy is not None)
         return info
+
+    def _full(self, value: Any) -> Any:
+        return self.arrays.full(self.num_envs, value)
+
+    def _longest_episode(self) -> int | None:
+        known = [limit for limit in (self.max_episode_steps, super()._longest_episode()) if limit is not None]
+        return min(known, default=None)
 
     def _episode_state(self) -> dict[str, Any]:
         return {"elapsed": self._elapsed}
@@ -245,12 +278,23 @@ def _images(num_envs: int, per_image: int) -> int:
     return int(num_envs) // per_image
 
 
+def _require_whole(mask: Any, count: int) -> None:
+    """Raise InputError unless a mask of sub-environments to reset is absent or names all of them."""
+    if mask is None:
+        return
+    given = np.asarray(mask.cpu() if isinstance(mask, Tensor) else mask)
+    if given.shape != (count,) or given.dtype != np.bool_:
+        raise InputError(
+            f"options.reset_mask: expected bool of shape ({count},), got {given.dtype} of shape {given.shape}"
+        )
+    if not given.all():
+        raise InputError("options.reset_mask: all views belong to one training, so they can only be reset together")
+
+
 def _autoreset_mode(mode: str | AutoresetMode) -> AutoresetMode:
     if isinstance(mode, AutoresetMode):
-        found: AutoresetMode | None = mode if mode in AUTORESET_MODES.values() else None
-    else:
-        by_value = {entry.value: entry for entry in AUTORESET_MODES.values()}
-        found = {**by_value, **AUTORESET_MODES}.get(mode)
+        return mode
+    found = {**{entry.value: entry for entry in AutoresetMode}, **AUTORESET_MODES}.get(mode)
     if found is None:
         raise ConfigError(f"autoreset_mode: expected one of {', '.join(AUTORESET_MODES)}, got {mode!r}")
     return found

@@ -7,14 +7,17 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import numpy as np
+from gymnasium.envs.registration import EnvSpec
 from gymnasium.error import ResetNeeded
 
-from astra_env.config.reading import load_config
+from astra_env.config.plain import plain
+from astra_env.config.reading import load_config, presets, read_source
 from astra_env.config.schema import ExperimentConfig
 from astra_env.distributed import ALONE, World
 from astra_env.errors import CheckpointError, Diverged, InputError
 from astra_env.learner.make import learner_class, make_learner, training_images
 from astra_env.learner.protocol import Learner, StepReport
+from astra_env.modes import at_the_door
 from astra_env.randomness import random_state, set_random_state
 from astra_env.storage.checkpoint import load_checkpoint, save_checkpoint
 from astra_env.strategy import AttackStrategy, StrategySpace
@@ -32,6 +35,11 @@ class TrainingEnv:
 
     Raises:
         ConfigError, DataError: naming the field that cannot be used.
+
+    Attributes:
+        scalars: everything the learner reported of the last minibatch, by its own names.
+        error: why training diverged, or None.
+        seeded: whether the first episode has the configuration's seed when none is given; else one from entropy.
     """
 
     np_random: np.random.Generator
@@ -39,6 +47,7 @@ class TrainingEnv:
     OWN: ClassVar[tuple[str, ...]] = ("_np_random", "action_space", "observation_space", "_recorder")
     """What a fork copies instead of sharing it."""
 
+    @at_the_door
     def __init__(
         self,
         config: str | Mapping[str, Any] = "quickstart",
@@ -48,23 +57,44 @@ class TrainingEnv:
         self.space = StrategySpace.of(self.config)
         self.dataset = training_images(self.config, self.world)
         self.over = True
+        self.price = 0.0
         self.diverged = False
+        self.error: str | None = None
+        self.scalars: dict[str, float] = {}
+        self.seeded = not self.world.alone or _names_a_seed(config, overrides)
         self._seed = self.config.seed
         self._learner: Learner | None = None
+        self._spec: EnvSpec | None = None
 
     @property
     def learner(self) -> Learner:
         """The learner of the present episode; building it is the first thing that needs the network's memory."""
         if self._learner is None:
-            self._build(self._seed)
+            self._build(self._first_seed())
         assert self._learner is not None
         return self._learner
+
+    @property
+    def spec(self) -> EnvSpec | None:
+        """How Gymnasium makes this environment again: plain values only, with the longest episode where it is known."""
+        return self._spec
+
+    @spec.setter
+    def spec(self, spec: EnvSpec | None) -> None:
+        if spec is not None:
+            spec = copy.copy(spec)
+            given = {name: spec.kwargs[name] for name in ("config", "overrides") if name in spec.kwargs}
+            spec.kwargs = {**spec.kwargs, **{name: plain(value, name) for name, value in given.items()}}
+            if spec.max_episode_steps is None:
+                spec.max_episode_steps = self._longest_episode()
+        self._spec = spec
 
     @property
     def image_size(self) -> int:
         """Side of the views in pixels."""
         return learner_class(self.config.learner.kind).view_size(self.config, self.dataset)
 
+    @at_the_door
     def state_dict(self) -> dict[str, Any]:
         """Return everything the rest of the episode and later ones depend on: tensors and plain values, copied.
 
@@ -82,6 +112,7 @@ class TrainingEnv:
             "episode": copy.deepcopy(self._episode_state()),
         }
 
+    @at_the_door
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue exactly where ``state`` was taken; raises CheckpointError when it belongs to something else."""
         state = copy.deepcopy(dict(state))
@@ -101,14 +132,17 @@ class TrainingEnv:
                 f"checkpoint: not a complete state of {type(self).__name__} ({type(error).__name__}: {error})"
             ) from error
 
+    @at_the_door
     def save(self, path: str | Path) -> None:
         """Write the state to ``path`` atomically; raises CheckpointError when the disk refuses."""
         save_checkpoint(path, self.state_dict())
 
+    @at_the_door
     def load(self, path: str | Path) -> None:
         """Continue where the file was written; raises CheckpointError when it cannot be used."""
         self.load_state_dict(load_checkpoint(path))
 
+    @at_the_door
     def fork(self) -> Self:
         """Return an independent copy that continues identically; the images are shared, nothing else is."""
         twin = copy.copy(self)
@@ -125,6 +159,19 @@ class TrainingEnv:
     def _load_episode_state(self, state: dict[str, Any]) -> None:
         """Take over what :meth:`_episode_state` returned."""
 
+    def _spending(self) -> dict[str, float]:
+        """Return what ``info`` tells of compute: F per view so far, share of the budget left, F per view of the step."""
+        left = max(0.0, 1 - self.learner.progress)
+        return {"compute_spent": self.learner.compute_spent, "budget_left": left, "price": self.price}
+
+    def _longest_episode(self) -> int | None:
+        """Return how many steps of the environment an episode has at most, where that is known beforehand."""
+        return learner_class(self.config.learner.kind).budget_of(self.config, len(self.dataset))
+
+    def _first_seed(self) -> int:
+        """Return the seed of a training that nobody seeded: the configuration's if it was named there, else entropy."""
+        return self.config.seed if self.seeded else int(self.np_random.integers(SEED_LIMIT))
+
     def _begin(self, seed: int | None, options: Mapping[str, Any] | None) -> None:
         """Make the learner ready for an episode, by the rules in the environments' docstrings."""
         checkpoint = _checked_options(options).get("checkpoint")
@@ -132,7 +179,7 @@ class TrainingEnv:
         if seed is not None:
             self._build(seed)
         elif self._learner is None:
-            self._build(self.config.seed)
+            self._build(self._first_seed())
         elif checkpoint is not None or not keep:
             self._build(int(self.np_random.integers(SEED_LIMIT)))
         elif self.learner.finished:
@@ -140,6 +187,7 @@ class TrainingEnv:
         if checkpoint is not None:
             self.learner.warm_start(str(checkpoint))
         self.over = self.diverged = False
+        self.error, self.scalars = None, {}
 
     def _build(self, seed: int) -> None:
         self._seed = seed
@@ -159,18 +207,23 @@ class TrainingEnv:
             Diverged: when loss, gradient or reward is not finite.
         """
         report = self.learner.step(strategy)
-        scalars = report.scalars()
+        self.scalars = scalars = report.scalars()
         if not math.isfinite(scalars["reward"]):
             raise Diverged(f"training diverged at step {report.step}: reward is {scalars['reward']}")
         return report, scalars
 
 
 def _checked_options(options: Mapping[str, Any] | None) -> Mapping[str, Any]:
-    """Return the options of a reset; raises InputError for one that does not exist or asks for part of the batch."""
+    """Return the options of a reset; raises InputError for one that does not exist."""
     options = options or {}
     for name in options:
         if name not in OPTIONS:
             raise InputError(f"options: expected 'checkpoint' (path of a checkpoint to start from), got {name!r}")
-    if not np.all(options.get("reset_mask", True)):
-        raise InputError("options.reset_mask: all views belong to one training, so they can only be reset together")
     return options
+
+
+def _names_a_seed(config: str | Mapping[str, Any], overrides: Mapping[str, Any] | None) -> bool:
+    """Whether the caller's own words hold a seed; that of a shipped preset is nobody's choice."""
+    if "seed" in (overrides or {}):
+        return True
+    return (isinstance(config, Mapping) or str(config) not in presets()) and "seed" in read_source(config)

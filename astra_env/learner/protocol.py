@@ -1,5 +1,6 @@
 """What the rooms expect of each other: policies that choose attacks and learners that train under them."""
 
+import inspect
 import math
 from abc import abstractmethod
 from collections.abc import Mapping
@@ -16,6 +17,7 @@ from astra_env.distributed import ALONE, World, world_of
 from astra_env.errors import ConfigError, Diverged
 from astra_env.learner.spending import ComputeMeter
 from astra_env.models import load_official
+from astra_env.modes import at_the_door
 from astra_env.storage.checkpoint import load_checkpoint
 from astra_env.strategy import AttackStrategy, StrategySpace
 
@@ -50,13 +52,15 @@ class StepReport:
         Raises:
             Diverged: when the loss or the gradient is not finite. The weights may be spoilt: go back to a checkpoint.
         """
+        device = self.reward.device
         tensors = {**self.terms, "reward": self.reward.mean()}
         if self.strategy is not None:
             tensors["mean_epsilon"] = self.strategy.epsilon.mean()
             tensors["mean_steps"] = self.strategy.steps.float().mean()
             tensors["mean_step_size"] = self.strategy.step_size.mean()
-        tensors |= {f"policy/{name}": torch.as_tensor(value) for name, value in self.policy_terms.items()}
-        device = self.reward.device
+        tensors |= {
+            f"policy/{name}": torch.as_tensor(value, device=device) for name, value in self.policy_terms.items()
+        }
         values = torch.stack([value.detach().to(device, torch.float32) for value in tensors.values()]).tolist()
         scalars = dict(zip(tensors, values, strict=True))
         for name in ("loss", "grad_norm", "policy/loss", "policy/grad_norm"):
@@ -84,6 +88,13 @@ class Policy(Protocol):
         self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = False
     ) -> tuple[Any, Any]:
         """Return (actions, state): integer grid indices (N, 3) for a batch of N observations, (3,) for a single one."""
+
+
+DOORS = (
+    "__init__", "observation", "own_observation", "prepare", "step", "try_attack", "state_dict", "load_state_dict",
+    "warm_start", "views", "batch", "images",
+)  # fmt: skip
+"""Methods by which callers enter a learner; those of one's own, with these names, too."""
 
 
 class Learner(Protocol):
@@ -114,6 +125,8 @@ class Learner(Protocol):
     """The split of the data set it trains on: "train" (labelled), or "pretrain", which may have more images."""
     classifies: ClassVar[bool] = True
     """Whether the network gives logits of the data set's classes; otherwise it is an encoder, and is probed."""
+    shown: ClassVar[tuple[str, ...]] = ()
+    """Terms of its reports that environments show in ``info`` beside those that every learner has."""
     spreads: ClassVar[bool] = False
     """Whether it can be spread over several processes; it is then given their ``World`` as a third argument."""
 
@@ -131,6 +144,13 @@ class Learner(Protocol):
     meter: ComputeMeter | None = None
     progress_reward: bool = False
 
+    def __init_subclass__(cls, **settings: Any) -> None:
+        """Let every learner's doors compute in PyTorch modes of their own, whatever modes the caller is in."""
+        super().__init_subclass__(**settings)
+        for name in DOORS:
+            if inspect.isfunction(method := vars(cls).get(name)):
+                setattr(cls, name, at_the_door(method))
+
     @classmethod
     def views_per_image(cls, config: ExperimentConfig) -> int:
         """How many views of each image one step trains on."""
@@ -140,6 +160,17 @@ class Learner(Protocol):
     def view_size(cls, config: ExperimentConfig, dataset: ImageDataset) -> int:
         """Side of the views in pixels."""
         return dataset.images.shape[-1]
+
+    @classmethod
+    def budget_of(cls, config: ExperimentConfig, images: int) -> int | None:
+        """Length of the training in steps as far as configuration and number of images tell it, else None."""
+        options = config.learner
+        if options.budget is not None:
+            return None  # the dearer the attacks, the fewer the steps
+        if options.total_steps is not None:
+            return options.total_steps
+        per_epoch = images // options.batch_size if options.drop_last else -(-images // options.batch_size)
+        return options.epochs * per_epoch or None
 
     @property
     def views_per_step(self) -> int:

@@ -96,15 +96,29 @@ def save_checkpoint(path: str | Path, state: Mapping[str, Any]) -> None:
         ) from error
 
 
+def checkpoint_file(path: str | Path) -> Path:
+    """Return the file that ``path`` stands for: a run directory, or its ``checkpoints``, stands for its ``last.pt``.
+
+    Raises CheckpointError for a directory without one.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        return path
+    for file in (path / "checkpoints" / "last.pt", path / "last.pt"):
+        if file.is_file():
+            return file
+    raise CheckpointError(f"{path}: holds no checkpoints/last.pt; give a run directory or a checkpoint")
+
+
 def load_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> dict[str, Any]:
-    """Read a checkpoint without ever running code from it.
+    """Read a checkpoint without ever running code from it; a run directory stands for its ``last.pt``.
 
     Foreign files without a digest are accepted as far as ``torch.load(weights_only=True)`` accepts them.
 
     Raises:
         CheckpointError: for a missing, torn, altered or code-carrying file.
     """
-    path = user_path("checkpoint", path)
+    path = checkpoint_file(user_path("checkpoint", path))
     try:
         data = path.read_bytes()
     except OSError as error:

@@ -3,7 +3,7 @@
 import copy
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -46,6 +46,8 @@ class StrategyLearner(Learner):
     Raises:
         ConfigError, DataError: naming the field that cannot be used.
     """
+
+    shown: ClassVar[tuple[str, ...]] = ("reward_robust", "reward_clean")
 
     def __init__(self, config: ExperimentConfig, dataset: ImageDataset | None = None) -> None:
         self.config = config

@@ -66,7 +66,7 @@ def test_adapter_steps_as_a_vec_env_should() -> None:
         assert [entry["step"] for entry in infos] == [number + 1] * 8
     assert all(entry["terminal_observation"].shape == (3, 8, 8) for entry in infos)
     assert not np.array_equal(infos[0]["terminal_observation"], observation[0])
-    assert env.reset_infos == [{"step": 0}] * 8
+    assert [(entry["step"], entry["chunk_steps"]) for entry in env.reset_infos] == [(0, 0)] * 8
 
 
 def test_adapter_reports_truncation() -> None:

@@ -124,7 +124,8 @@ def test_divergence_ends_the_episode_with_a_finite_penalty() -> None:
         next(env.learner.target.parameters()).fill_(float("nan"))
     observation, reward, terminated, truncated, info = env.step(ACTION)
     assert (reward, terminated, truncated) == (-3.0, True, False)
-    assert info["error_type"] == "Diverged"
+    assert info["diverged"]
+    assert "loss" in env.error
     assert observation in env.observation_space
     fresh, _ = env.reset()
     assert fresh in env.observation_space

@@ -100,7 +100,7 @@ def test_info_holds_the_terms_that_a_reward_is_made_of(name: str) -> None:
     if name == "vs_fixed":
         expected[name] = (adv - info["reward_reference_loss"][0]) / 3
     assert rewards.mean() == pytest.approx(expected[name], abs=1e-6)
-    assert ("reward_reference_loss" in info) == (name == "vs_fixed")
+    assert info["reward_reference_loss"].any() == (name == "vs_fixed")
 
 
 def test_a_strong_attack_is_rewarded_above_none_and_above_a_weaker_fixed_one() -> None:
@@ -133,7 +133,7 @@ def test_same_step_autoreset_keeps_the_end_in_final_obs_and_final_info() -> None
     assert all(final in env.single_observation_space for final in info["final_obs"])
     assert not np.array_equal(np.stack(info["final_obs"]), observation)
     assert info["final_info"]["step"].tolist() == [2] * 8
-    assert info["final_info"]["reward"][0] == pytest.approx(rewards.mean(), rel=1e-5)
+    assert info["final_info"]["mean_reward"][0] == pytest.approx(rewards.mean(), rel=1e-5)
     assert info["step"].tolist() == [0] * 8
 
 
@@ -154,9 +154,8 @@ def test_next_step_autoreset_ignores_one_step(mode: Any) -> None:
 
 
 def test_unknown_autoreset_modes_are_refused() -> None:
-    for mode in ("sometimes", AutoresetMode.DISABLED):
-        with pytest.raises(ConfigError, match="autoreset_mode"):
-            make_vector(arguments={"autoreset_mode": mode})
+    with pytest.raises(ConfigError, match="autoreset_mode"):
+        make_vector(arguments={"autoreset_mode": "sometimes"})
     with pytest.raises(ConfigError, match=r"env\.autoreset_mode"):
         make_vector(env__autoreset_mode="sometimes")
 
@@ -193,7 +192,8 @@ def test_divergence_ends_all_views_with_the_penalty() -> None:
     observation, rewards, terminated, _, info = env.step(actions_for(env))
     assert rewards.tolist() == [-2.0] * 8
     assert terminated.all()
-    assert info["final_info"]["error_type"].tolist() == ["Diverged"] * 8
+    assert info["final_info"]["diverged"].tolist() == [True] * 8
+    assert not info["diverged"].any()
     assert observation in env.observation_space
     assert np.isfinite(env.step(actions_for(env))[1]).all()
 
