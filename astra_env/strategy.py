@@ -337,8 +337,7 @@ class StrategyCounts:
             mine, counts = counts[: len(grid)], counts[len(grid) :]
             if sum(mine):
                 shares[f"{name}_shares"] = [count / sum(mine) for count in mine]
-        for count in self._counts:
-            count.zero_()
+        torch._foreach_zero_(self._counts)
         return shares
 
     def state(self) -> list[Tensor]:

@@ -22,11 +22,11 @@ def fork(env: Environment) -> Environment:
         InputError: for another environment, or a wrapper that holds what cannot be copied, such as a window.
     """
     base: Any = env.unwrapped
-    inner = [entry.unwrapped for entry in base.envs] if isinstance(base, SyncVectorEnv) else [base]
+    inner: list[Any] = [entry.unwrapped for entry in base.envs] if isinstance(base, SyncVectorEnv) else [base]
     for entry in inner:
         if not isinstance(entry, TrainingEnv):
             raise InputError(f"env: expected an environment of astra_env, got {type(entry).__name__}; it cannot fork")
-    copied = {id(entry): entry.fork() for entry in inner}
+    copied: dict[int, Any] = {id(entry): entry.fork() for entry in inner}
     try:
         return copy.deepcopy(env, copied)
     except (TypeError, AttributeError, RuntimeError) as error:

@@ -125,10 +125,9 @@ class InstanceAttackStrategyVectorEnv(TrainingEnv, VectorEnv[Any, Any, Any]):
                 "learner.drop_last: every minibatch needs num_envs views here, so the last, incomplete one of an epoch "
                 "cannot be kept; set it to true"
             )
-        if array_type is not None:
-            one_of("array_type", array_type, ("numpy", "torch"))
-            self.config.env.array_type = array_type
-        torch_native = self.config.env.array_type == "torch"
+        kind = self.config.env.array_type if array_type is None else array_type
+        one_of("array_type", kind, ("numpy", "torch"))
+        torch_native = kind == "torch"
         device = self.world.resolve(self.config.device)
         self.arrays: Arrays = TorchArrays(device) if torch_native else NumPyArrays()
         own = self.world.share(self.config.learner.batch_size)

@@ -160,7 +160,7 @@ class TrainingEnv:
         """Take over what :meth:`_episode_state` returned."""
 
     def _spending(self) -> dict[str, float]:
-        """Return what ``info`` tells of compute: F per view so far, share of the budget left, F per view of the step."""
+        """Return what ``info`` tells of compute: F per view so far, budget left as a share, F per view of the step."""
         left = max(0.0, 1 - self.learner.progress)
         return {"compute_spent": self.learner.compute_spent, "budget_left": left, "price": self.price}
 

@@ -175,10 +175,12 @@ class ProbeProgress(Progress):
             raise ConfigError(
                 "learner.reward: probe_progress needs labelled images; choose robust_progress, which needs none"
             )
-        half = len(held_out.images) // 2
+        by_class = torch.argsort(held_out.labels, stable=True)
+        fitted, tested = by_class[0::2], by_class[1::2]
+        classes = int(held_out.labels.max()) + 1
         with torch.no_grad():
-            classify = ridge(held_out.embeddings(held_out.images[:half]), held_out.labels[:half])
-        images, labels = held_out.images[half:], held_out.labels[half:]
+            classify = ridge(held_out.embeddings(held_out.images[fitted]), held_out.labels[fitted], classes)
+        images, labels = held_out.images[tested], held_out.labels[tested]
         attacked = held_out.attacked(images, labels, classify, self)
         with torch.no_grad():
             right = classify(held_out.embeddings(attacked)).argmax(1) == labels
@@ -284,9 +286,8 @@ def hold_out(dataset: ImageDataset, count: int) -> tuple[ImageDataset, ImageData
     return dataset.subset(kept), dataset.subset(held)
 
 
-def ridge(features: Tensor, labels: Tensor) -> Any:
+def ridge(features: Tensor, labels: Tensor, classes: int) -> Any:
     """Return the classifier (n, E) -> scores (n, C) that ridge regression to one-hot labels gives in closed form."""
-    classes = int(labels.max()) + 1
     mean, scale = features.mean(0), features.std(0, correction=0).clamp_min(1e-6)
     x = ((features - mean) / scale).double()
     targets = F.one_hot(labels, classes).double()

@@ -102,7 +102,7 @@ def test_ridge_separates_what_a_line_separates():
     generator = torch.Generator().manual_seed(0)
     labels = torch.arange(60) % 3
     features = torch.eye(3)[labels] + 0.1 * torch.randn(60, 3, generator=generator)
-    assert torch.equal(ridge(features, labels)(features).argmax(1), labels)
+    assert torch.equal(ridge(features, labels, 3)(features).argmax(1), labels)
 
 
 def test_a_measurement_costs_at_most_a_tenth_by_default():
