@@ -26,7 +26,6 @@ from astra_env.storage.state import (
 from astra_env.strategy import AttackStrategy
 from rpat.augmentation import Augmentation
 from rpat.config import RPATConfig
-from rpat.config_checks import check_last_batch
 from rpat.methods import Progress, Step
 from rpat.schedules import cosine, piecewise
 from rpat.weights import build_network
@@ -45,7 +44,7 @@ class SupervisedLearner:
     Attributes:
         model: the classifier.
         average: its exponential moving average; None before it starts.
-        steps_done: finished steps since the beginning of the run.
+        step_count: finished steps since the beginning of the run.
         learning_rate_scale: factor on the learning rate, lowered when a run that diverged was rolled back.
     """
 
@@ -67,13 +66,13 @@ class SupervisedLearner:
         self.method = config.make_method()
         self.epochs = config.epochs or 0
         # Training mode has nothing to fold: its statistics are the batch's own.
-        self.speed = Speed.of(config.run, device, foldable=self.method.attack_mode == "eval")
+        self.speed = Speed.of(config.learner, device, foldable=self.method.attack_mode == "eval")
         network = build_network(config.network, train, config.seed).to(device)
         order = memory_order(network, device, channels_last=self.speed.channels_last)
         self.memory_order: torch.memory_format = order
         self.model: nn.Module = network.to(memory_format=order)  # type: ignore[call-overload]
-        if config.sync_bn:
-            self.model = with_shared_statistics(self.model, device, world, "sync_bn")
+        if config.learner.sync_bn:
+            self.model = with_shared_statistics(self.model, device, world, "learner.sync_bn")
         self._attacked = AttackCopy(self.model, self.speed) if self.speed.fold_batchnorm else None
         self.gradients = SharedGradients(self.model.parameters(), world)
         self.optimizer = torch.optim.SGD(
@@ -86,7 +85,7 @@ class SupervisedLearner:
         self.sampler = BatchSampler(
             len(train), config.batch_size, derive_seed(config.seed, "sampler"), drop_last=config.drop_last
         )
-        check_last_batch(config, len(train), world.size)
+        config.check_last_batch(len(train), world.size)
         self.generators = {name: generator(config.seed, name) for name in ("augment", "attack")}
         self.augment = Augmentation(
             config.augment,
@@ -95,13 +94,18 @@ class SupervisedLearner:
             num_classes=config.network.num_classes or len(train.classes),
             generator=self.generators["augment"],
         )
-        self.steps_done = 0
+        self.step_count = 0
         self.learning_rate_scale = 1.0
 
     @property
     def epoch(self) -> int:
         """The epoch, from 0, that the next step belongs to."""
-        return self.steps_done // self.sampler.steps_per_epoch
+        return self.step_count // self.sampler.steps_per_epoch
+
+    @property
+    def epoch_ended(self) -> bool:
+        """Whether the last step was the last one of its epoch."""
+        return self.step_count > 0 and self.step_count % self.sampler.steps_per_epoch == 0
 
     @property
     def total_steps(self) -> int:
@@ -114,6 +118,11 @@ class SupervisedLearner:
         if optimizer.schedule == "cosine":
             return cosine(epoch, self.epochs)
         return piecewise(epoch, optimizer.milestones or (), optimizer.factor or 1.0)
+
+    @property
+    def finished(self) -> bool:
+        """Whether the training budget is used up."""
+        return self.step_count >= self.total_steps
 
     @property
     def learning_rate(self) -> float:
@@ -205,11 +214,11 @@ class SupervisedLearner:
         """Take the step whose gradient the parameters hold."""
         self.optimizer.step()
         self.method.after_update(step)
-        if not self.config.sync_bn:
+        if not self.config.learner.sync_bn:
             average_statistics(self.model, self.world)
         if self.average is not None:
             self.average.update_parameters(self.model)
-        self.steps_done += 1
+        self.step_count += 1
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything that the next step depends on, beside configuration and data."""
@@ -219,7 +228,7 @@ class SupervisedLearner:
             "optimizer": self.optimizer.state_dict(),
             "sampler": self.sampler.state_dict(),
             "generators": {name: source.get_state() for name, source in self.generators.items()},
-            "step": self.steps_done,
+            "step": self.step_count,
             "learning_rate_scale": self.learning_rate_scale,
         }
 
@@ -256,7 +265,7 @@ class SupervisedLearner:
         self.sampler.load_state_dict(state["sampler"])
         for name, source in self.generators.items():
             source.set_state(state["generators"][name].cpu())
-        self.steps_done = state["step"]
+        self.step_count = state["step"]
         self.learning_rate_scale = float(state.get("learning_rate_scale", 1.0))
         self.average = None
         if state["ema"] is not None:
@@ -270,7 +279,7 @@ class SupervisedLearner:
         if bool(torch.isfinite(loss) & torch.isfinite(length)):
             return length
         raise Diverged(
-            f"training diverged at step {self.steps_done}: the loss is {loss.item()}, the gradient's length "
+            f"training diverged at step {self.step_count}: the loss is {loss.item()}, the gradient's length "
             f"{length.item()}; lower {self.rate_field} (now {self.optimizer.param_groups[0]['lr']:g}), or set "
             "run.on_divergence to rollback"
         )

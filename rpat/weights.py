@@ -6,14 +6,15 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from astra_env.config.reading import load_config
 from astra_env.data import ImageDataset
 from astra_env.errors import CheckpointError, ConfigError
 from astra_env.models import NETWORKS, NORMALIZATIONS, load_official
 from astra_env.models.layers import ChannelStatistics
 from astra_env.randomness import generator
 from astra_env.storage.checkpoint import load_checkpoint
-from rpat.config import PRESET_PACKAGE, NetworkConfig, RPATConfig
+from rpat.config import RPATConfig
+from rpat.resuming import config_of
+from rpat.sections import NetworkConfig
 
 WEIGHTS: dict[str, tuple[str, str]] = {
     "best": ("best.pt", "model"),
@@ -77,7 +78,7 @@ def load_network(run_dir: str | Path, weights: str = "best") -> tuple[nn.Module,
     if weights not in WEIGHTS:
         raise ConfigError(f"weights: expected one of {', '.join(WEIGHTS)}, got {weights!r}; choose one of them")
     folder = Path(run_dir)
-    config = load_config(RPATConfig, folder / "config.yaml", package=PRESET_PACKAGE)
+    config = config_of(folder)
     file, key = WEIGHTS[weights]
     state = load_checkpoint(folder / "checkpoints" / file)
     if state.get(key) is None or "num_classes" not in state:

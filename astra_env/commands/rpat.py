@@ -9,6 +9,7 @@ Under torchrun the batch is split over the processes; started anew by --max-rest
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from astra_env.config.command_line import run_main
 from astra_env.config.reading import build_parser, from_dict, parse_command_line, to_yaml
@@ -16,6 +17,7 @@ from astra_env.distributed import restarted, start
 from astra_env.errors import ConfigError
 from rpat import RPATConfig, Trainer
 from rpat.config import PRESET_PACKAGE
+from rpat.resuming import stored_values
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -27,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # The parser's own --print_config would show the method's settings as null.
     print_config = "--print_config" in arguments
     arguments = [argument for argument in arguments if argument != "--print_config"]
-    values = parse_command_line(parser, _with_stored_config(arguments), package=PRESET_PACKAGE)
+    values = parse_command_line(parser, arguments, package=PRESET_PACKAGE, stored=_values_of_run(arguments))
     run_dir, resume = (values.pop(name) for name in ("run_dir", "resume"))
     config = from_dict(RPATConfig, values).resolved()
     if print_config:
@@ -45,16 +47,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     return trainer.exit_status
 
 
-def _with_stored_config(arguments: list[str]) -> list[str]:
-    """Put the run's own configuration in front when it is resumed, so that nothing has to be given again."""
+def _values_of_run(arguments: list[str]) -> dict[str, Any]:
+    """Return the settings of the run that is resumed, so that nothing has to be given again; none without a run."""
     if "--resume" not in arguments:
-        return arguments
+        return {}
     for index, argument in enumerate(arguments):
         folder = arguments[index + 1] if argument == "--run_dir" and index + 1 < len(arguments) else None
         folder = argument.partition("=")[2] if argument.startswith("--run_dir=") else folder
         if folder is not None and (Path(folder) / "config.yaml").is_file():
-            return ["--config", str(Path(folder) / "config.yaml"), *arguments]
-    return arguments
+            return stored_values(Path(folder))
+    return {}
 
 
 def _report(summary: dict, folder: Path) -> str:

@@ -2,10 +2,10 @@
 
 import logging
 import re
-from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
+from astra_env.config.dotted import flat, with_new_names
 from astra_env.config.reading import PRESET_PACKAGE, load_config, read_source
 from astra_env.errors import RunDirectoryError
 
@@ -18,7 +18,8 @@ def config_of_run(cls: type[C], run_dir: Path, *, package: str = PRESET_PACKAGE)
     """Load ``config.yaml`` of a run directory as the dataclass ``cls``.
 
     To continue a run is to use the configuration in its directory, ``module:attribute`` names included; they are named
-    in a warning before they are imported. What checkpoints say of their configuration is never imported.
+    in a warning before they are imported. What checkpoints say of their configuration is never imported. Keys that were
+    renamed since have their new names.
 
     Raises:
         RunDirectoryError: when there is none.
@@ -27,14 +28,8 @@ def config_of_run(cls: type[C], run_dir: Path, *, package: str = PRESET_PACKAGE)
     path = run_dir / "config.yaml"
     if not path.is_file():
         raise RunDirectoryError(f"run_dir: there is no run in {run_dir} (no config.yaml); start one without --resume")
-    for name, value in _code_names(read_source(path, package)):
-        logger.warning("%s: %s imports your code %r", path, name, value)
-    return load_config(cls, path, package=package)
-
-
-def _code_names(values: Mapping[str, Any], section: str = "") -> Iterator[tuple[str, str]]:
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _code_names(value, f"{section}{key}.")
-        elif isinstance(value, str) and _CODE.fullmatch(value):
-            yield f"{section}{key}", value
+    values = with_new_names(cls, read_source(path, package))
+    for name, value in flat(values).items():
+        if isinstance(value, str) and _CODE.fullmatch(value):
+            logger.warning("%s: %s imports your code %r", path, name, value)
+    return load_config(cls, values, package=package)

@@ -14,8 +14,8 @@ from astra_env.config.checks import (
     positive,
     probability,
     require_attackable_in_training_mode,
-    require_compilable,
 )
+from astra_env.config.options import RunOptions, SpeedOptions
 from astra_env.errors import ConfigError
 
 
@@ -106,7 +106,7 @@ class StrategyConfig:
 
 
 @dataclass
-class LearnerConfig:
+class LearnerConfig(SpeedOptions):
     """Adversarial training of the target network.
 
     Batch size, length, learning rate, momentum, weight decay, reward, precision and what else is about speed are every
@@ -158,22 +158,8 @@ class LearnerConfig:
     constant or module:attribute."""
     reward_args: dict[str, Any] = field(default_factory=dict)
     """Arguments of the reward."""
-    precision: str = "fp32"
-    """fp32, or bf16 for autocast with float32 losses and perturbations."""
-    channels_last: bool = False
-    """Keep the network and the views in channels-last memory order; not on a CPU if narrower than 16."""
     accumulate: int = 1
     """Chunks in which a process works off the batch when memory is short; negatives stay global (GradCache)."""
-    sync_bn: bool = False
-    """Of several processes on CUDA: normalise by the whole batch (SyncBatchNorm); else each by its own rows."""
-    fold_batchnorm: bool = False
-    """Attack a copy of the network whose BatchNorms are folded into its weights: equal up to rounding, faster."""
-    compile: str = "none"
-    """torch.compile mode of that copy: none, default, reduce-overhead (CUDA graphs) or max-autotune."""
-    tf32: bool | None = None
-    """Allow or forbid TF32 products on CUDA; default PyTorch's own choice."""
-    fast: bool = False
-    """Use what pays on the device: bf16 where it has instructions for it, channels_last, fold_batchnorm, tf32."""
 
 
 @dataclass
@@ -215,25 +201,13 @@ class ProbeConfig:
 
 
 @dataclass
-class RunConfig:
+class RunConfig(RunOptions):
     """What a run writes, and how often."""
 
-    log_every: int = 10
-    """Steps between lines of metrics.jsonl."""
     image_every: int = 0
     """Steps between image grids in TensorBoard; 0 for only the last step."""
     checkpoint_every: int = 500
     """Steps between checkpoints."""
-    keep_every: int = 0
-    """Steps between checkpoints that are kept for good; 0 to keep only the last ones."""
-    timeout_seconds: float = 600.0
-    """Of several processes: how long each waits for the others before it ends with an error."""
-    on_divergence: str = "raise"
-    """raise, or rollback: restore the last checkpoint and continue at half the learning rate."""
-    threads: int | None = None
-    """CPU threads; default PyTorch's own choice."""
-    deterministic: bool = False
-    """Use deterministic kernels only; matters on CUDA, where others are faster (on the CPU a run repeats anyway)."""
 
 
 @dataclass
@@ -261,6 +235,8 @@ class ExperimentConfig:
     def validate(self) -> None:
         """Raise ConfigError naming the first field whose value cannot be used."""
         learner = self.learner
+        learner.validate()
+        self.run.validate()
         if learner.kind != "contrastive":
             at_least("learner.batch_size", learner.batch_size, 2)
         elif learner.batch_size < 4 or learner.batch_size % 2:
@@ -271,7 +247,6 @@ class ExperimentConfig:
             )
         at_least("learner.epochs", learner.epochs, 1)
         at_least("learner.accumulate", learner.accumulate, 1)
-        positive("run.timeout_seconds", self.run.timeout_seconds)
         if learner.total_steps is not None:
             at_least("learner.total_steps", learner.total_steps, 1)
         positive("learner.learning_rate", learner.learning_rate)
@@ -279,7 +254,6 @@ class ExperimentConfig:
         positive("learner.mixed_weight", learner.mixed_weight, allow_zero=True)
         positive("learner.warmup_epochs", learner.warmup_epochs, allow_zero=True)
         one_of("learner.optimizer", learner.optimizer, ("lars", "sgd"))
-        one_of("learner.precision", learner.precision, ("fp32", "bf16"))
         one_of("target.backbone", self.target.backbone, ("resnet", "vit"))
         for name in ("depth", "patch_size"):
             at_least(f"target.{name}", getattr(self.target, name), 1)
@@ -287,7 +261,6 @@ class ExperimentConfig:
             raise ConfigError("learner.fold_batchnorm: target.backbone 'vit' has no BatchNorm to fold; switch it off")
         if learner.fold_batchnorm and self.target.norm == "group":
             raise ConfigError("learner.fold_batchnorm: needs target.norm branch or single, got 'group'")
-        require_compilable("learner", learner)
         one_of("target.head", self.target.head, ("mlp3", "mlp2", "mlp2_bn"))
         if self.target.backbone == "vit" and self.target.head != "mlp3":
             raise ConfigError(f"target.head: target.backbone 'vit' has a head of its own, got {self.target.head!r}")
@@ -302,11 +275,7 @@ class ExperimentConfig:
         one_of("env.reset_mode", self.env.reset_mode, ("restart", "continue"))
         one_of("env.autoreset_mode", self.env.autoreset_mode, ("same_step", "next_step"))
         finite("env.divergence_penalty", self.env.divergence_penalty)
-        one_of("run.on_divergence", self.run.on_divergence, ("raise", "rollback"))
         at_least("env.chunk_steps", self.env.chunk_steps, 1)
-        at_least("run.log_every", self.run.log_every, 1)
-        at_least("run.checkpoint_every", self.run.checkpoint_every, 1)
-        at_least("run.keep_every", self.run.keep_every, 0)
         at_least("target.width", self.target.width, 1)
         for name in ("jitter_probability", "grayscale_probability", "flip_probability"):
             probability(f"views.{name}", getattr(self.views, name))

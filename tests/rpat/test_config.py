@@ -101,9 +101,9 @@ def test_learning_rate_falls_at_the_milestones_of_both_lengths():
                 "method": "rebat",
                 "ema.start_epoch": 0,
                 "method_args": {"attack_mode": "train"},
-                "run.fold_batchnorm": True,
+                "learner.fold_batchnorm": True,
             },
-            r"^method_args.attack_mode: rebat attacks .* cannot be folded .*; set run.fold_batchnorm false or",
+            r"^method_args.attack_mode: rebat attacks .* cannot be folded .*; set learner.fold_batchnorm false or",
         ),
         (
             {"network.normalize": "cifar"},
@@ -114,8 +114,8 @@ def test_learning_rate_falls_at_the_milestones_of_both_lengths():
         ({"optimizer.milestones": [9, 3]}, r"^optimizer.milestones: expected rising epochs >= 0, got \[9, 3\]"),
         ({"augment.autoaugment": "late"}, r"^augment.autoaugment: expected one of never, always, second_half"),
         ({"network.name": "vgg"}, r"^network: expected one of bottleneck_resnet26"),
-        ({"steps": -1}, r"^steps: expected a finite number >= 0, got -1"),
-        ({"epochs": 0}, r"^epochs: expected a finite number >= 1, got 0"),
+        ({"steps": -1}, r"^steps: expected an integer >= 0, got -1"),
+        ({"epochs": 0}, r"^epochs: expected an integer >= 1, got 0"),
         ({"optimizer.learning_rate": 0.0}, r"^optimizer.learning_rate: expected a finite number > 0, got 0"),
     ],
 )
