@@ -12,7 +12,6 @@ from astra_env.evaluation.measures.robustness import clean_accuracy, robust_accu
 from astra_env.randomness import derive_seed
 from astra_env.training.loop import Callback, Loop
 from rpat.config import RPATConfig
-from rpat.sections import TestConfig, ValidationConfig
 from rpat.selection import Record, Selection
 
 
@@ -45,32 +44,51 @@ class EpochMeans(Callback):
         self.sums = {str(name): value.clone() for name, value in state["sums"].items()}
 
 
-class Validation(Callback):
-    """Measures the network and its average on the validation slice, and keeps whichever is a new best."""
+class Accuracies(Callback):
+    """Measures on the validation slice, where the best network is selected, and in the end on the test images.
 
-    def __init__(self, config: RPATConfig, images: ImageDataset, selection: Selection) -> None:
+    Args:
+        config: the run's configuration.
+        validation: images held out of training.
+        test: images on which nothing is selected.
+        selection: where the best weights of the network and of its average are kept.
+
+    Attributes:
+        tested: what the selected network reached on the test images; empty before that, and when switched off.
+    """
+
+    def __init__(self, config: RPATConfig, validation: ImageDataset, test: ImageDataset, selection: Selection) -> None:
         self.config = config
-        self.images = images
+        self.validation = validation
+        self.test = test
         self.selection = selection
+        self.tested: dict[str, Any] = {}
 
     def on_step(self, loop: Loop, report: Any) -> None:
         """Validate after the epochs that say so, and after the last one."""
         learner = loop.learner
-        if not learner.epoch_ended or (learner.epoch % self.config.validation.every and not learner.finished):
-            return
-        with loop.timed():
-            values = self.measure(loop, learner.epoch - 1)
-        if loop.run is not None:
-            loop.run.log(learner.step_count, {"epoch": learner.epoch - 1, **values})
+        if learner.epoch_ended and (learner.finished or learner.epoch % self.config.validation.every == 0):
+            with loop.timed():
+                values = self.validate(loop, learner.epoch - 1)
+            if loop.run is not None:
+                loop.run.log(learner.step_count, {"epoch": learner.epoch - 1, **values})
 
-    def measure(self, loop: Loop, epoch: int) -> dict[str, float]:
-        """Return the accuracies of all networks there are; the selection keeps the weights of the best."""
-        networks: dict[str, nn.Module] = {"model": loop.network}
+    def on_end(self, loop: Any) -> None:
+        """Measure the selected network, when that is switched on."""
+        options = self.config.test
+        if options.enabled:
+            bar = self.config.run.progress and sys.stderr.isatty()
+            clean, robust = self._measure(loop, loop.selected(), self.test, max_images=options.max_images, progress=bar)
+            self.tested = {"clean": clean.as_dict(), f"pgd_{options.steps}": robust.as_dict()}
+
+    def validate(self, loop: Loop, epoch: int) -> dict[str, float]:
+        """Return the accuracies of the network and its average; the selection keeps the weights of a new best."""
+        networks = {"model": loop.network}
         if loop.learner.average is not None:
             networks["ema"] = loop.learner.average.module
         values: dict[str, float] = {}
         for name, network in networks.items():
-            clean, robust = accuracies(self.config, self.config.validation, network, self.images, world=loop.world)
+            clean, robust = self._measure(loop, network, self.validation)
             self.selection.offer(name, Record(epoch, robust.value, clean.value), network.state_dict())
             prefix = "validation" if name == "model" else f"validation_{name}"
             values |= {f"{prefix}/robust_accuracy": robust.value, f"{prefix}/clean_accuracy": clean.value}
@@ -84,35 +102,10 @@ class Validation(Callback):
         """Continue from stored records."""
         self.selection.load_state_dict(state["selection"])
 
-
-class Measurement(Callback):
-    """Measures the selected network on the test images when the run is finished.
-
-    Attributes:
-        accuracies: what was found; empty when switched off.
-    """
-
-    def __init__(self, config: RPATConfig, images: ImageDataset) -> None:
-        self.config = config
-        self.images = images
-        self.accuracies: dict[str, Any] = {}
-
-    def on_end(self, loop: Any) -> None:
-        """Measure, when that is switched on."""
-        options = self.config.test
-        if options.enabled:
-            more = {"max_images": options.max_images, "world": loop.world}
-            more["progress"] = self.config.run.progress and sys.stderr.isatty()
-            clean, robust = accuracies(self.config, options, loop.selected(), self.images, **more)
-            self.accuracies = {"clean": clean.as_dict(), f"pgd_{options.steps}": robust.as_dict()}
-
-
-def accuracies(
-    config: RPATConfig, options: ValidationConfig | TestConfig, network: nn.Module, images: ImageDataset, **more: Any
-) -> tuple[Accuracy, Accuracy]:
-    """Return the accuracy on clean images and under PGD of training's radius, started alike in every epoch."""
-    attack = {name: getattr(config.budget, name) for name in ("epsilon", "step_size", "norm")}
-    seed = derive_seed(config.seed, "validation")
-    clean = clean_accuracy(network, images, batch_size=options.batch_size, **more)
-    more |= {"steps": options.steps, "seed": seed, "batch_size": options.batch_size}
-    return clean, robust_accuracy(network, images, **attack, **more)
+    def _measure(self, loop: Loop, network: nn.Module, images: ImageDataset, **more: Any) -> tuple[Accuracy, Accuracy]:
+        """Return the accuracy on clean images and under PGD of training's radius, started alike in every epoch."""
+        options, budget = self.config.test if images is self.test else self.config.validation, self.config.budget
+        more |= {"batch_size": options.batch_size, "world": loop.world}
+        attack = {"epsilon": budget.epsilon, "step_size": budget.step_size, "norm": budget.norm, "steps": options.steps}
+        seed = derive_seed(self.config.seed, "validation")
+        return clean_accuracy(network, images, **more), robust_accuracy(network, images, seed=seed, **attack, **more)

@@ -13,7 +13,7 @@ from astra_env.config.reading import load_config, to_yaml
 from astra_env.distributed import ALONE, SharedRun, World, shared_state
 from astra_env.storage.run_directory import RunDirectory
 from astra_env.training.loop import Loop
-from rpat.callbacks import EpochMeans, Measurement, Validation
+from rpat.callbacks import Accuracies, EpochMeans
 from rpat.config import PRESET_PACKAGE, RPATConfig
 from rpat.learner import SupervisedLearner
 from rpat.resuming import check_same_run
@@ -61,13 +61,13 @@ class Trainer(Loop):
         learner = SupervisedLearner(config, train, self.device, world)
         self._classes = config.network.num_classes or len(train.classes)
         self._selection = Selection(None, self._classes, writes=world.main)
-        self._measurement = Measurement(config, self.test)
+        self._accuracies = Accuracies(config, self.validation, self.test, self._selection)
         super().__init__(
             learner,
             learner.model,
             replace(config.run, checkpoint_every=config.run.checkpoint_every or learner.sampler.steps_per_epoch),
             config.method,
-            callbacks=[EpochMeans(), Validation(config, self.validation, self._selection), self._measurement],
+            callbacks=[EpochMeans(), self._accuracies],
             progress=None if config.run.progress else False,
         )
         self.exit_status = 0
@@ -147,7 +147,7 @@ class Trainer(Loop):
             "torch": torch.__version__,
             "selected": self._selected_name(),
             "best_validation": {name: asdict(record) for name, record in self._selection.records.items()},
-            **({"test": self._measurement.accuracies} if finished else {}),
+            **({"test": self._accuracies.tested} if finished else {}),
         }
 
     def _selected_name(self) -> str:

@@ -34,9 +34,6 @@ class Callback:
     def on_checkpoint(self, loop: "Loop", report: Any) -> None:
         """Act before a checkpoint is written after a step. Raise Diverged for what is not worth keeping."""
 
-    def on_rollback(self, loop: "Loop") -> None:
-        """Act after a run that diverged went back to its last checkpoint."""
-
     def on_end(self, loop: "Loop") -> None:
         """Act after the last step of the run; not when a signal ended it before."""
 
@@ -54,8 +51,7 @@ class Loop(ABC):
     Where the learner is spread over several processes, each has its loop; only rank 0 writes.
 
     Args:
-        learner: what is trained; :class:`astra_env.learner.protocol.Learner` says what ``step_count``, ``total_steps``,
-            ``finished``, ``learning_rate``, ``learning_rate_scale`` and its states are.
+        learner: what is trained: what :class:`astra_env.learner.protocol.Learner` says of counts, rates and states.
         network: what must stay finite.
         options: how often to write, and what to do when training diverges.
         title: name of the progress bar.
@@ -102,9 +98,9 @@ class Loop(ABC):
 
     def make_bar(self) -> tqdm:
         """Return the progress bar, which stands at :attr:`position`."""
+        count = {"total": self.learner.total_steps, "initial": self.position, "unit": "step"}
         hidden = None if self.progress is None else not self.progress
-        total, unit = self.learner.total_steps, "step"
-        return tqdm(total=total, initial=self.position, desc=self.title, unit=unit, disable=hidden, dynamic_ncols=True)
+        return tqdm(**count, desc=self.title, disable=hidden, dynamic_ncols=True)
 
     @property
     def position(self) -> int:
@@ -204,7 +200,6 @@ class Loop(ABC):
         done, rate = self.learner.step_count, self.learner.learning_rate
         logger.warning("%s; back at step %d, learning rate halved to %.3g", error, done, rate)
         self.save()
-        self._tell("on_rollback")
 
     def _tell(self, event: str, *arguments: Any) -> None:
         for callback in self.callbacks:

@@ -16,7 +16,7 @@ from astra_env.errors import CheckpointError, ConfigError, DataError, Diverged, 
 from astra_env.evaluation import clean_accuracy
 from astra_env.storage.checkpoint import load_checkpoint, save_checkpoint
 from rpat import METHODS, RPATConfig, Trainer, load_network
-from rpat.callbacks import Validation
+from rpat.callbacks import Accuracies
 from rpat.config import PRESET_PACKAGE
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -276,8 +276,8 @@ def test_validating_network_and_average_costs_less_than_a_tenth_of_an_epoch_of_c
     run.learner.model.register_forward_hook(
         lambda module, inputs, output: passes.append(len(inputs[0]) * (2 if torch.is_grad_enabled() else 1))
     )
-    (validation,) = (callback for callback in run.callbacks if isinstance(callback, Validation))
-    validation.measure(run, 0)
+    (accuracies,) = (callback for callback in run.callbacks if isinstance(callback, Accuracies))
+    accuracies.validate(run, 0)
     per_image = sum(passes) / len(run.validation)
     assert per_image == 22
     step, train_images, networks, size = 29, 49_000, 2, load_preset("cifar10_linf").validation.size
