@@ -16,7 +16,6 @@ in evaluation mode, so a network with BatchNorm rehearses: it samples in trainin
 from. GroupNorm's is the same in both modes, so the actions that the target trains under serve.
 """
 
-import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -28,13 +27,7 @@ from astra_env.errors import ConfigError, InputError
 from astra_env.models import strategy_resnet18
 from astra_env.optim import LARS, warmup_cosine
 from astra_env.randomness import derive_seed, generator
-from astra_env.storage.state import (
-    require_count,
-    require_generator_state,
-    require_optimizer_state,
-    require_tensor,
-    require_tensors,
-)
+from astra_env.storage.state import load_or_undo, load_parts, require_state
 from astra_env.strategy import StrategySpace
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -248,19 +241,20 @@ class Reinforce:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue exactly where ``state`` was taken; raises CheckpointError for a damaged or foreign state."""
-        require_tensors("policy.strategy", state["strategy"], self.network.state_dict())
-        require_optimizer_state("policy.optimizer", state["optimizer"], self.optimizer)
-        require_generator_state("policy.generator", state["generator"], self.generator)
-        require_tensor("policy.running_reward", state["running_reward"], self.running_reward)
-        self.network.load_state_dict(state["strategy"])
-        self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
-        self.generator.set_state(state["generator"].cpu())
-        self.steps, self.updates = (
-            require_count("policy.steps", state["steps"]),
-            require_count("policy.updates", state["updates"]),
-        )
-        self.running_reward = state["running_reward"].to(self.device)
+        """Continue exactly where ``state`` was taken.
+
+        Raises CheckpointError, and changes nothing, when it is damaged or another policy's.
+        """
+        own = self.state_dict()
+        owners = {"strategy": self.network, "optimizer": self.optimizer, "generator": self.generator}
+
+        def take(state: dict[str, Any]) -> None:
+            load_parts(owners, state)
+            self.steps, self.updates = state["steps"], state["updates"]
+            self.running_reward = state["running_reward"].to(self.device)
+
+        require_state(state, {**own, **owners}, "policy")
+        load_or_undo(state, own, take, "this policy")
 
     def _loss(self, logits: Sequence[Tensor], actions: Tensor, reward: Tensor) -> Tensor:
         if self.settings["baseline"] == "none":

@@ -12,7 +12,7 @@ from agents.reinforce import Reinforce
 from astra_env.errors import CheckpointError, ConfigError
 from astra_env.learner.protocol import Policy
 from astra_env.storage.checkpoint import load_checkpoint
-from astra_env.storage.state import require_mapping, require_tensors
+from astra_env.storage.state import require_mapping, require_state
 from astra_env.strategy import PARAMETERS, StrategySpace
 
 
@@ -96,7 +96,7 @@ def transferred(
     policy = Reinforce(
         space=space, device=device, seed=seed, total_steps=total_steps, warmup_steps=warmup_steps, **settings
     )
-    require_tensors(f"{file}: policy.strategy", weights, policy.network.state_dict())
+    require_state(weights, policy.network, f"{file}: policy.strategy")
     policy.network.load_state_dict(weights)
     return policy if learn else Transferred(policy)
 

@@ -4,9 +4,11 @@ What is faster at the price of rounding, and where it pays, is measured in bench
 """
 
 import os
+import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -166,3 +168,11 @@ def deterministic_algorithms(enabled: bool) -> Iterator[None]:
         torch.backends.cudnn.benchmark = benchmark
         if workspace is None:
             os.environ.pop(_CUBLAS, None)
+
+
+def cpu_name() -> str:
+    """Return the name of the processor, for what is measured on it."""
+    information = Path("/proc/cpuinfo")
+    lines = information.read_text().splitlines() if information.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()

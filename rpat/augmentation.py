@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from astra_env.augment import cutmix, cutout, random_crop_flip
-from rpat.sections import AugmentConfig
+from rpat.config import AugmentConfig
 
 
 class Augmentation:

@@ -106,6 +106,11 @@ class Accuracies(Callback):
         """Return the accuracy on clean images and under PGD of training's radius, started alike in every epoch."""
         options, budget = self.config.test if images is self.test else self.config.validation, self.config.budget
         more |= {"batch_size": options.batch_size, "world": loop.world}
-        attack = {"epsilon": budget.epsilon, "step_size": budget.step_size, "norm": budget.norm, "steps": options.steps}
+        attack: dict[str, Any] = {
+            "epsilon": budget.epsilon,
+            "step_size": budget.step_size,
+            "norm": budget.norm,
+            "steps": options.steps,
+        }
         seed = derive_seed(self.config.seed, "validation")
         return clean_accuracy(network, images, **more), robust_accuracy(network, images, seed=seed, **attack, **more)

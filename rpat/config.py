@@ -3,31 +3,134 @@
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
-from astra_env.config.checks import at_least, positive
-from astra_env.config.options import SpeedOptions
+from astra_env.config.checks import require_compilable
+from astra_env.config.options import RunOptions, SpeedOptions
 from astra_env.config.schema import DataConfig
+from astra_env.config.types import (
+    ClosedUnitInterval,
+    IntFrom2,
+    NonNegativeFinite,
+    NonNegativeInt,
+    PositiveFinite,
+    PositiveInt,
+)
 from astra_env.errors import ConfigError
+from astra_env.models import NETWORKS
 from astra_env.strategy import check_pixel_units, parse_number
 from rpat.methods import Budget, RobustPerception, make_method, method_class
 from rpat.methods.base import Method
 from rpat.schedules import default_milestones
-from rpat.sections import (
-    AugmentConfig,
-    AverageConfig,
-    NetworkConfig,
-    OptimizerConfig,
-    RunConfig,
-    TestConfig,
-    ValidationConfig,
-    filled,
-    share,
-)
 
 PRESET_PACKAGE = "rpat.presets"
 L2_LIMIT = 10.0
 """Largest l-2 radius taken as meant: beyond it the number is in 0-255 units."""
+
+
+@dataclass
+class NetworkConfig:
+    """The classifier."""
+
+    name: str = "preact_resnet18"
+    """resnet18, preact_resnet18, bottleneck_resnet26, wrn_28_10, wrn_34_10 or module:function."""
+    width: int | None = None
+    """Channels of the first stage; default the network's own."""
+    normalize: Literal["none", "data", "imagenet", "cifar10", "cifar100"] | None = None
+    """none, data (mean and standard deviation of the training images, inside the network), imagenet, cifar10 or
+    cifar100 (the usual constants); default the method's."""
+    num_classes: int | None = None
+    """Number of logits; default the data set's classes."""
+    checkpoint: str | None = None
+    """Weights to start from: one of our checkpoints or an official one."""
+
+
+@dataclass
+class OptimizerConfig:
+    """SGD and its learning rate."""
+
+    learning_rate: PositiveFinite = 0.1
+    """Learning rate at the start."""
+    momentum: NonNegativeFinite = 0.9
+    """Momentum."""
+    weight_decay: NonNegativeFinite = 5e-4
+    """Weight decay on every parameter."""
+    schedule: Literal["piecewise", "cosine"] = "piecewise"
+    """piecewise or cosine."""
+    milestones: list[int] | None = None
+    """Epochs, from 0, at which the piecewise rate falls; default the method's."""
+    factor: float | None = None
+    """What the piecewise rate is multiplied by there; default the method's."""
+
+
+@dataclass
+class AugmentConfig:
+    """How training images are varied."""
+
+    padding: NonNegativeInt = 4
+    """Pixels added on every side before cropping."""
+    padding_mode: Literal["zero", "reflect"] | None = None
+    """zero or reflect; default the method's."""
+    flip: bool = True
+    """Mirror half of the images."""
+    autoaugment: Literal["never", "always", "second_half"] | None = None
+    """never, always or second_half (of the run): torchvision's CIFAR-10 policy; default the method's."""
+    cutout: int | None = None
+    """Side of the blackened square in pixels; default half the image in epochs with AutoAugment, else 0."""
+    cutmix: bool = False
+    """Paste a box of another image into every image and mix their labels."""
+    cutmix_alpha: float = 1.0
+    """Of the Beta distribution of the mixed area."""
+
+
+@dataclass
+class AverageConfig:
+    """The exponential moving average of the weights."""
+
+    enabled: bool | None = None
+    """Keep the average; default as the method needs it."""
+    decay: ClosedUnitInterval = 0.999
+    """Share of the old average in the new one, after every step."""
+    start_epoch: int = 105
+    """Epoch, from 0, at whose start the average begins as a copy; rebat's regulariser starts with it."""
+
+
+@dataclass
+class ValidationConfig:
+    """The slice of the training images on which the best model is selected."""
+
+    size: PositiveInt = 1000
+    """Held-out training images, every class in proportion."""
+    steps: NonNegativeInt = 10
+    """Steps of the PGD attack on them; radius and step size are those of training."""
+    every: PositiveInt = 1
+    """Epochs between validations; the last epoch is always validated."""
+    batch_size: PositiveInt = 250
+    """Images attacked at once."""
+
+
+@dataclass
+class TestConfig:
+    """The measurement at the end of the run, on the test images; never used to select anything."""
+
+    enabled: bool = True
+    """Measure when the run is finished."""
+    steps: NonNegativeInt = 20
+    """Steps of the PGD attack, at training's radius and step size."""
+    max_images: int | None = None
+    """Draw this many test images; default all."""
+    batch_size: PositiveInt = 250
+    """Images attacked at once."""
+
+
+@dataclass
+class RunConfig(RunOptions):
+    """What a run writes, and how often."""
+
+    log_every: PositiveInt = 50
+    """Steps between lines of losses in metrics.jsonl."""
+    progress: bool = True
+    """Show a progress bar on a terminal."""
 
 
 @dataclass
@@ -50,23 +153,23 @@ class RPATConfig:
     """Arguments of the method, such as {beta: 6}."""
     robust_perception: bool = True
     """Add the robust-perception term (in rebat: replace its regulariser, which makes it RPAT++)."""
-    rp_weight: float = 1.0
+    rp_weight: NonNegativeFinite = 1.0
     """Weight lambda of robust perception."""
-    rp_rate: float = 0.5
+    rp_rate: ClosedUnitInterval = 0.5
     """Share r of the clean image in the mixed one."""
     rp_start_epoch: int = 0
     """Epoch, from 0, at which robust perception starts."""
-    norm: str = "linf"
+    norm: Literal["linf", "l2"] = "linf"
     """linf or l2."""
     epsilon: float | str = "8/255"
     """Radius in [0, 1] pixel units (l2: length of the whole perturbation), a number or a fraction."""
     step_size: float | str = "2/255"
     """Length of a step of the attack in the same units."""
-    steps: int = 10
+    steps: NonNegativeInt = 10
     """Steps of the training attack."""
-    epochs: int | None = None
+    epochs: PositiveInt | None = None
     """Length of the run; default the method's."""
-    batch_size: int = 128
+    batch_size: IntFrom2 = 128
     """Images per step; each gives as many rows as the method has views."""
     drop_last: bool = True
     """Leave out the images of an epoch that do not fill a batch, others in every epoch; false as published."""
@@ -106,40 +209,24 @@ class RPATConfig:
         return replace(
             self,
             epochs=epochs,
-            network=filled(self.network, normalize=defaults.normalize),
-            optimizer=replace(filled(self.optimizer, factor=defaults.factor), milestones=milestones),
-            augment=filled(self.augment, padding_mode=defaults.padding_mode, autoaugment=defaults.autoaugment),
-            ema=filled(self.ema, enabled=defaults.average),
+            network=_filled(self.network, normalize=defaults.normalize),
+            optimizer=replace(_filled(self.optimizer, factor=defaults.factor), milestones=milestones),
+            augment=_filled(self.augment, padding_mode=defaults.padding_mode, autoaugment=defaults.autoaugment),
+            ema=_filled(self.ema, enabled=defaults.average),
         )
 
     def validate(self) -> None:
         """Raise ConfigError naming the first field whose value cannot be used; warn of odd ones."""
         method = self.make_method()
         self._check_attack()
-        at_least("batch_size", self.batch_size, 2)
-        positive("rp_weight", self.rp_weight, allow_zero=True)
-        share("rp_rate", self.rp_rate)
-        if self.epochs is not None:
-            at_least("epochs", self.epochs, 1)
+        NETWORKS.get(self.network.name)
+        require_compilable("learner", self.learner)
         settled = self.resolved()
-        for name in ("learner", "network", "optimizer", "augment", "ema", "validation", "test", "run"):
-            getattr(settled, name).validate()
         settled._check_method(method)
         settled._check_epochs()
 
-    def check_last_batch(self, images: int, ranks: int) -> None:
-        """Check that the last batch of an epoch, when it is kept, can be shared by the ranks and has a variance."""
-        rest = images % self.batch_size
-        if not self.drop_last and rest and (rest == 1 or rest % ranks):
-            raise ConfigError(
-                f"drop_last: the last batch of an epoch would have {rest} of the {images} images; it needs 2 or more "
-                f"and a multiple of the {ranks} processes; set --drop_last true or change --validation.size"
-            )
-
     def _check_attack(self) -> None:
         """Check norm, radius and step size; warn of lengths that look like 0-255 units."""
-        if self.norm not in ("linf", "l2"):
-            raise ConfigError(f"norm: expected linf or l2, got {self.norm!r}; choose one of them")
         for name in ("epsilon", "step_size"):
             value = parse_number(name, getattr(self, name))
             if self.norm == "linf":
@@ -155,7 +242,6 @@ class RPATConfig:
                     f"write '{value:g}/255'",
                     stacklevel=4,
                 )
-        at_least("steps", self.steps, 0)
         if self.budget.step_size > self.budget.epsilon:
             warnings.warn(
                 f"step_size: {self.step_size} is larger than epsilon {self.epsilon}, so the attack jumps from edge "
@@ -192,6 +278,8 @@ class RPATConfig:
                 f"so the warm-up of {self.method} would never end; lower --ema.start_epoch or raise --epochs"
             )
         milestones = self.optimizer.milestones or []
+        if any(milestone < 0 for milestone in milestones) or sorted(milestones) != list(milestones):
+            raise ConfigError(f"optimizer.milestones: expected rising epochs >= 0, got {milestones}; sort them")
         falls = self.optimizer.schedule == "piecewise" and milestones == default_milestones(epochs)
         if falls and min(milestones) >= epochs:
             warnings.warn(
@@ -199,3 +287,8 @@ class RPATConfig:
                 f"{epochs} epochs; set --optimizer.milestones",
                 stacklevel=4,
             )
+
+
+def _filled(section: Any, **defaults: Any) -> Any:
+    """Return a copy of a section in which ``defaults`` stand for fields that are None."""
+    return replace(section, **{name: value for name, value in defaults.items() if getattr(section, name) is None})

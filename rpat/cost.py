@@ -7,7 +7,6 @@ import argparse
 import copy
 import json
 import os
-import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -23,7 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 from astra_env.attacks.attack_copy import AttackCopy
-from astra_env.compute import Speed, memory_order
+from astra_env.compute import Speed, cpu_name, memory_order
 from astra_env.config.options import SpeedOptions
 from astra_env.evaluation.campaign.results import versions
 from astra_env.models import NETWORKS
@@ -201,14 +200,7 @@ def benchmark(
 
 def machine() -> dict[str, Any]:
     """Return the processor, the threads in use and the versions that a measurement depends on."""
-    return {"cpu": _cpu_name(), "cores": os.cpu_count(), "threads": torch.get_num_threads(), **versions()}
-
-
-def _cpu_name() -> str:
-    information = Path("/proc/cpuinfo")
-    lines = information.read_text().splitlines() if information.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+    return {"cpu": cpu_name(), "cores": os.cpu_count(), "threads": torch.get_num_threads(), **versions()}
 
 
 def _count(work: Callable[[], Any]) -> float:

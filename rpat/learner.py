@@ -1,6 +1,5 @@
 """Supervised adversarial training, one step at a time; everything a checkpoint must hold lives here."""
 
-import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,17 +11,9 @@ from astra_env.attacks.attack_copy import AttackCopy
 from astra_env.compute import Speed, memory_order, tf32
 from astra_env.data import BatchSampler, ImageDataset
 from astra_env.distributed import ALONE, SharedGradients, World, average_statistics, with_shared_statistics
-from astra_env.errors import CheckpointError, Diverged
+from astra_env.errors import ConfigError, Diverged
 from astra_env.randomness import derive_seed, generator
-from astra_env.storage.state import (
-    UNFIT,
-    one_line,
-    require_count,
-    require_generator_state,
-    require_optimizer_state,
-    require_scale,
-    require_tensors,
-)
+from astra_env.storage.state import Either, load_or_undo, load_parts, require_scale, require_state
 from astra_env.strategy import AttackStrategy
 from rpat.augmentation import Augmentation
 from rpat.config import RPATConfig
@@ -85,7 +76,7 @@ class SupervisedLearner:
         self.sampler = BatchSampler(
             len(train), config.batch_size, derive_seed(config.seed, "sampler"), drop_last=config.drop_last
         )
-        config.check_last_batch(len(train), world.size)
+        _require_usable_rest(config, len(train), world.size)
         self.generators = {name: generator(config.seed, name) for name in ("augment", "attack")}
         self.augment = Augmentation(
             config.augment,
@@ -237,36 +228,18 @@ class SupervisedLearner:
 
         Raises CheckpointError, and changes nothing, when it is damaged or belongs to something else.
         """
-        before = copy.deepcopy(self.state_dict())
-        try:
-            self._check_state(state)
-            self._take_state(state)
-        except UNFIT as error:
-            self._take_state(before)
-            raise CheckpointError(
-                f"last.pt: not a checkpoint of this configuration ({one_line(error)}); resume with the run's own "
-                "config.yaml"
-            ) from error
+        own, state = self.state_dict(), {"learning_rate_scale": 1.0, **state}
+        require_state(state, {**own, **self._owners(), "ema": Either(self.model)}, others=True)
+        require_scale("learning_rate_scale", state["learning_rate_scale"])
+        load_or_undo(state, own, self._take_state, "this classifier")
 
-    def _check_state(self, state: Mapping[str, Any]) -> None:
-        """Raise CheckpointError for what loading alone would not notice."""
-        require_tensors("model", state["model"], self.model.state_dict())
-        if state["ema"] is not None:
-            require_tensors("ema", state["ema"], self.model.state_dict())
-        require_optimizer_state("optimizer", state["optimizer"], self.optimizer)
-        for name, source in self.generators.items():
-            require_generator_state(f"generators.{name}", state["generators"][name], source)
-        require_count("step", state["step"])
-        require_scale("learning_rate_scale", state.get("learning_rate_scale", 1.0))
+    def _owners(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in ("model", "optimizer", "sampler", "generators")}
 
     def _take_state(self, state: Mapping[str, Any]) -> None:
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
-        self.sampler.load_state_dict(state["sampler"])
-        for name, source in self.generators.items():
-            source.set_state(state["generators"][name].cpu())
+        load_parts(self._owners(), state)
         self.step_count = state["step"]
-        self.learning_rate_scale = float(state.get("learning_rate_scale", 1.0))
+        self.learning_rate_scale = float(state["learning_rate_scale"])
         self.average = None
         if state["ema"] is not None:
             self._start_average()
@@ -302,3 +275,13 @@ def _signs(step: Step) -> dict[str, Tensor]:
         spread = step.world.mean_of_known(logits.detach().std(0).mean())
         signs |= {} if spread is None else {"logit_spread": spread}
     return signs
+
+
+def _require_usable_rest(config: RPATConfig, images: int, ranks: int) -> None:
+    """Raise ConfigError unless a last batch that is kept can be shared by the ranks and has a variance."""
+    rest = images % config.batch_size
+    if not config.drop_last and rest and (rest == 1 or rest % ranks):
+        raise ConfigError(
+            f"drop_last: the last batch of an epoch would have {rest} of the {images} images; it needs 2 or more and a "
+            f"multiple of the {ranks} processes; set --drop_last true or change --validation.size"
+        )

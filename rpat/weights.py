@@ -12,9 +12,8 @@ from astra_env.models import NETWORKS, NORMALIZATIONS, load_official
 from astra_env.models.layers import ChannelStatistics
 from astra_env.randomness import generator
 from astra_env.storage.checkpoint import load_checkpoint
-from rpat.config import RPATConfig
+from rpat.config import NetworkConfig, RPATConfig
 from rpat.resuming import config_of
-from rpat.sections import NetworkConfig
 
 WEIGHTS: dict[str, tuple[str, str]] = {
     "best": ("best.pt", "model"),

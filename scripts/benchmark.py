@@ -79,7 +79,7 @@ def measure(options: Any) -> dict[str, Any]:
     import torch
     from benchmarking.measure import matmul_ceiling
 
-    from astra_env.compute import resolve_device
+    from astra_env.compute import cpu_name, resolve_device
     from astra_env.training.trainer import versions
 
     if options.threads is not None:
@@ -250,14 +250,6 @@ def write(record: dict[str, Any], path: Path) -> None:
         from astra_env.plotting.benchmark import plot_curve
 
         plot_curve(record["curve"], path.with_suffix(".png"))
-
-
-def cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
 
 
 if __name__ == "__main__":

@@ -4,9 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
+from golden_arrays import GOLDEN, load_golden
 from hypothesis import settings
 
 # The same cases in every run; ``--hypothesis-profile=thorough`` draws new ones, and 20 times as many.
@@ -14,48 +14,35 @@ settings.register_profile("quick", max_examples=100, deadline=None, derandomize=
 settings.register_profile("thorough", max_examples=2000, deadline=None)
 settings.load_profile("quick")
 
-REPOSITORY = Path(__file__).resolve().parent.parent
-GOLDEN = Path(__file__).resolve().parent / "golden"
-
 
 @pytest.fixture(scope="session")
 def golden_dir() -> Path:
     return GOLDEN
 
 
-def _load_golden(path: Path) -> dict[str, Any]:
-    """Return a file's arrays as tensors, and its arrays of names as lists of strings."""
-    with np.load(path) as archive:
-        arrays = {name: archive[name] for name in archive.files}
-    return {
-        name: values.tolist() if values.dtype.kind == "U" else torch.from_numpy(np.array(values))
-        for name, values in arrays.items()
-    }
-
-
 @pytest.fixture(scope="session")
 def golden_astra(golden_dir: Path) -> dict[str, Any]:
-    return _load_golden(golden_dir / "astra.npz")
+    return load_golden(golden_dir / "astra.npz")
 
 
 @pytest.fixture(scope="session")
 def golden_rpat(golden_dir: Path) -> dict[str, Any]:
-    return _load_golden(golden_dir / "rpat.npz")
+    return load_golden(golden_dir / "rpat.npz")
 
 
 @pytest.fixture(scope="session")
 def golden_lars_zero_norms() -> dict[str, Any]:
-    return _load_golden(GOLDEN / "lars_zero_norms_seed7.npz")
+    return load_golden(GOLDEN / "lars_zero_norms_seed7.npz")
 
 
 @pytest.fixture(scope="session")
 def golden_three_steps() -> dict[str, Any]:
-    return _load_golden(GOLDEN / "astra_three_steps_seed7.npz")
+    return load_golden(GOLDEN / "astra_three_steps_seed7.npz")
 
 
 @pytest.fixture(scope="session")
 def golden_strategy_updates() -> dict[str, Any]:
-    return _load_golden(GOLDEN / "astra_strategy_updates_seed7.npz")
+    return load_golden(GOLDEN / "astra_strategy_updates_seed7.npz")
 
 
 @pytest.fixture(scope="session")

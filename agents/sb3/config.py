@@ -1,14 +1,13 @@
 """The configuration of training a Stable-Baselines3 agent in an environment of this package."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
+from agents.sb3.algorithms import ALGORITHMS
+from astra_env.config.types import PositiveInt
 from astra_env.errors import ConfigError
 
 CONFIG_PACKAGE = "agents.presets"
-ENVIRONMENTS = ("attack_strategy", "instance")
-ALGORITHMS = ("ppo", "a2c", "dqn", "sac", "td3", "trpo", "recurrent_ppo")
-ACTION_WRAPPERS = {"dqn": "discrete", "sac": "box", "td3": "box"}
 
 
 @dataclass
@@ -29,7 +28,7 @@ class EvaluationConfig:
 class AgentConfig:
     """Everything the training of an agent depends on."""
 
-    env: str = "instance"
+    env: Literal["instance", "attack_strategy"] = "instance"
     """instance (every view its own attack) or attack_strategy (one attack per chunk)."""
     experiment: str = "quickstart"
     """Preset or YAML file of the training that the agent lives in."""
@@ -38,34 +37,29 @@ class AgentConfig:
     num_envs: int | None = None
     """instance: views per minibatch, default the experiment's; attack_strategy: trainings side by side, default 1."""
     algo: str = "ppo"
-    """ppo, a2c, trpo or recurrent_ppo; for attack_strategy also dqn, sac and td3."""
+    """ppo, a2c, trpo or recurrent_ppo; for attack_strategy also dqn, sac and td3; or module:attribute, an Algorithm of
+    your own."""
     hyperparameters: dict[str, Any] = field(default_factory=dict)
     """Arguments of the algorithm; they win over this package's defaults."""
-    width: int = 16
+    width: PositiveInt = 16
     """Channels of the first stage of the feature extractor (instance)."""
     blocks: tuple[int, ...] = (2, 2, 2, 2)
     """Residual blocks of its stages."""
-    total_timesteps: int = 100_000
+    total_timesteps: PositiveInt = 100_000
     """Transitions to learn from, as Stable-Baselines3 counts: steps times num_envs."""
     seed: int = 0
     """Seed of the agent and of the trainings it lives in."""
     device: str = "auto"
     """Device of the agent: cpu, cuda or auto; the experiment has its own."""
-    checkpoint_every: int = 20_000
+    checkpoint_every: PositiveInt = 20_000
     """Transitions between checkpoints."""
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
     def validate(self) -> None:
         """Raise ConfigError naming the first field whose value cannot be used."""
-        if self.env not in ENVIRONMENTS:
-            raise ConfigError(f"env: expected one of {', '.join(ENVIRONMENTS)}, got {self.env!r}")
-        if self.algo not in ALGORITHMS:
-            raise ConfigError(f"algo: expected one of {', '.join(ALGORITHMS)}, got {self.algo!r}")
-        if self.env == "instance" and self.algo in ACTION_WRAPPERS:
+        algorithm = ALGORITHMS.get(self.algo)
+        if self.env == "instance" and algorithm.view is None:
+            fit = ", ".join(name for name in ALGORITHMS if ALGORITHMS.get(name).view is not None)
             raise ConfigError(
-                f"algo: {self.algo} cannot choose an attack per view; use --env attack_strategy, or ppo, a2c, trpo or "
-                "recurrent_ppo"
+                f"algo: {self.algo} cannot choose an attack per view; use --env attack_strategy, or one of {fit}"
             )
-        for name in ("total_timesteps", "checkpoint_every", "width"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name}: expected an integer >= 1, got {getattr(self, name)}")

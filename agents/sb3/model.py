@@ -2,44 +2,23 @@
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import torch
-from stable_baselines3 import A2C, DQN, PPO, SAC, TD3
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
+from agents.sb3.algorithms import ALGORITHMS
 from agents.sb3.config import AgentConfig
 from astra_env.errors import ConfigError, InputError
 from astra_env.models.resnet import BasicBlock, ResNetTrunk
 from astra_env.strategy import PARAMETERS
 
-ALGORITHMS: dict[str, type[BaseAlgorithm]] = {"ppo": PPO, "a2c": A2C, "dqn": DQN, "sac": SAC, "td3": TD3}
 BATCH_SIZE = 256
-
-INSTANCE_DEFAULTS: dict[str, dict[str, Any]] = {
-    "ppo": {"n_steps": 4, "n_epochs": 2, "learning_rate": 1e-3, "ent_coef": 0.01, "gamma": 0.0, "gae_lambda": 1.0},
-    "a2c": {"n_steps": 1, "learning_rate": 1e-3, "ent_coef": 0.01, "gamma": 0.0, "normalize_advantage": True},
-    "trpo": {"n_steps": 4, "gamma": 0.0, "gae_lambda": 1.0},
-    "recurrent_ppo": {"n_steps": 4, "n_epochs": 2, "learning_rate": 1e-3, "ent_coef": 0.01, "gamma": 0.0},
-}
-"""One attack hardly changes the views to come, so a view is a bandit: gamma 0, and short rollouts."""
-
-CHUNK_DEFAULTS: dict[str, dict[str, Any]] = {
-    "ppo": {"n_steps": 16, "n_epochs": 10, "learning_rate": 1e-3, "ent_coef": 0.01, "gamma": 0.9},
-    "a2c": {"n_steps": 4, "learning_rate": 1e-3, "ent_coef": 0.01, "gamma": 0.9},
-    "trpo": {"n_steps": 16, "gamma": 0.9},
-    "recurrent_ppo": {"n_steps": 16, "n_epochs": 10, "learning_rate": 1e-3, "ent_coef": 0.01, "gamma": 0.9},
-    "dqn": {"buffer_size": 10_000, "learning_starts": 32, "train_freq": 1, "learning_rate": 1e-3, "gamma": 0.9},
-    "sac": {"buffer_size": 10_000, "learning_starts": 32, "gamma": 0.9},
-    "td3": {"buffer_size": 10_000, "learning_starts": 32, "gamma": 0.9},
-}
-"""Episodes have tens of steps, each as expensive as a chunk of training."""
 
 
 class ResNetExtractor(BaseFeaturesExtractor):
@@ -100,7 +79,7 @@ def make_model(algo: str, env: VecEnv, config: AgentConfig | None = None) -> Bas
     """Build an agent with defaults that suit ``env``.
 
     Args:
-        algo: "ppo", "a2c", "dqn", "sac", "td3", "trpo" or "recurrent_ppo".
+        algo: a name of :data:`agents.sb3.algorithms.ALGORITHMS`.
         env: what :func:`make_vec_env` returns, or any VecEnv with the same spaces.
         config: seed, device, feature extractor and hyperparameters.
 
@@ -109,8 +88,8 @@ def make_model(algo: str, env: VecEnv, config: AgentConfig | None = None) -> Bas
     """
     config = config if config is not None else AgentConfig(algo=algo)
     images = len(env.observation_space.shape or ()) == 3
-    settings = dict((INSTANCE_DEFAULTS if images else CHUNK_DEFAULTS).get(algo, {}))
-    policy = "CnnPolicy" if images else "MlpPolicy"
+    algorithm = ALGORITHMS.get(algo)
+    settings = dict((algorithm.view or {}) if images else algorithm.chunk)
     if images:
         extractor = {"width": config.width, "blocks": tuple(config.blocks)}
         settings["policy_kwargs"] = {
@@ -122,30 +101,15 @@ def make_model(algo: str, env: VecEnv, config: AgentConfig | None = None) -> Bas
         **config.hyperparameters,
         "policy_kwargs": {**settings.get("policy_kwargs", {}), **config.hyperparameters.get("policy_kwargs", {})},
     }
-    if algo in ("ppo", "trpo", "recurrent_ppo") and "batch_size" not in settings:
+    if algorithm.minibatches and "batch_size" not in settings:
         settings["batch_size"] = _divisor(settings["n_steps"] * env.num_envs, BATCH_SIZE)
-    if algo == "recurrent_ppo":
-        policy = policy.replace("Policy", "LstmPolicy")
+    policy = ("Cnn" if images else "Mlp") + algorithm.policy
     try:
-        return algorithm(algo)(policy, env, seed=config.seed, device=config.device, **settings)  # type: ignore[arg-type]
+        return algorithm.load()(policy, env, seed=config.seed, device=config.device, **settings)
     except TypeError as error:
         raise ConfigError(f"hyperparameters: {error} (algo {algo!r})") from error
     except AssertionError as error:
         raise ConfigError(f"algo: {algo} does not fit the environment: {error}") from error
-
-
-def algorithm(name: str) -> type[BaseAlgorithm]:
-    """Return the class of an algorithm by name; raises ConfigError when it is unknown or not installed."""
-    if name in ALGORITHMS:
-        return ALGORITHMS[name]
-    try:
-        from sb3_contrib import TRPO, RecurrentPPO
-    except ImportError as error:
-        raise ConfigError(f"algo: {name} is part of sb3-contrib; pip install 'astra-env[zoo]'") from error
-    contributed: dict[str, type[BaseAlgorithm]] = {"trpo": TRPO, "recurrent_ppo": RecurrentPPO}
-    if name not in contributed:
-        raise ConfigError(f"algo: expected one of {', '.join([*ALGORITHMS, *contributed])}, got {name!r}")
-    return contributed[name]
 
 
 def trained(path: str, algo: str = "ppo", device: torch.device | str = "cpu", trusted: bool = False) -> BaseAlgorithm:
@@ -163,7 +127,7 @@ def trained(path: str, algo: str = "ppo", device: torch.device | str = "cpu", tr
             "--policy_args '{\"trusted\": true, ...}'"
         )
     try:
-        return algorithm(algo).load(path, device=device)
+        return ALGORITHMS.get(algo).load().load(path, device=device)
     except (OSError, ValueError) as error:
         raise InputError(f"path: cannot load a {algo} agent from {path!r} ({error})") from error
 

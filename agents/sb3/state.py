@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from stable_baselines3.common.base_class import BaseAlgorithm
-from torch import Tensor, nn
+from torch import Tensor
 
 from astra_env.errors import CheckpointError
 from astra_env.storage.checkpoint import decode
@@ -24,9 +24,8 @@ from astra_env.storage.state import (
     require_count,
     require_mapping,
     require_number,
-    require_optimizer_state,
+    require_state,
     require_tensor,
-    require_tensors,
 )
 
 LIVE = ("_last_obs", "_last_original_obs", "_last_episode_starts", "_last_lstm_states")
@@ -90,15 +89,12 @@ def read_parameters(file: Any, model: BaseAlgorithm, name: str) -> dict[str, Any
     Raises CheckpointError for a damaged or hostile archive, and for another agent's.
     """
     found = {}
-    for part, own in model.get_parameters().items():
+    for part in model.get_parameters():
         given = decode(_member(file, f"{part}.pth", name), f"{name}: {part}")
-        holder = model
+        holder: Any = model
         for step in part.split("."):
             holder = getattr(holder, step)
-        if isinstance(holder, nn.Module):
-            require_tensors(f"agent.{part}", given, own)
-        else:
-            require_optimizer_state(f"agent.{part}", given, holder)  # type: ignore[arg-type]
+        require_state(given, holder, f"agent.{part}")
         found[part] = given
     return found
 

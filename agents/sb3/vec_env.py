@@ -9,7 +9,8 @@ from gymnasium.vector import AutoresetMode
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecMonitor
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvStepReturn
 
-from agents.sb3.config import ACTION_WRAPPERS, AgentConfig
+from agents.sb3.algorithms import ALGORITHMS
+from agents.sb3.config import AgentConfig
 from astra_env.envs import AttackStrategyEnv, BoxStrategy, DiscreteStrategy, InstanceAttackStrategyVectorEnv
 from astra_env.errors import ConfigError
 
@@ -94,9 +95,9 @@ class InstanceVecEnv(VecEnv):
 def make_single_env(config: AgentConfig, render_mode: str | None = None) -> gym.Env[Any, Any]:
     """Return AttackStrategy-v0 with the action space that ``config.algo`` takes."""
     env: gym.Env[Any, Any] = AttackStrategyEnv(config.experiment, config.overrides, render_mode)
-    wrapper = ACTION_WRAPPERS.get(config.algo)
-    if wrapper is not None:
-        env = DiscreteStrategy(env) if wrapper == "discrete" else BoxStrategy(env)
+    actions = ALGORITHMS.get(config.algo).actions
+    if actions is not None:
+        env = DiscreteStrategy(env) if actions == "discrete" else BoxStrategy(env)
     return env
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from astra_env.commands.compare_report import write_comparison
 from astra_env.commands.compare_variants import SUITES, VARIANTS, variant_overrides
 from astra_env.commands.train import run_training
+from astra_env.compute import cpu_name
 from astra_env.config.command_line import run_main
 from astra_env.config.reading import build_parser, from_dict, load_config, parse_command_line, to_dict, to_yaml
 from astra_env.config.schema import ExperimentConfig
@@ -142,15 +143,6 @@ def finished_summary(config: ExperimentConfig, run_dir: Path, quiet: bool) -> di
             sys.exit(status)
     found: dict[str, Any] = json.loads(summary.read_text())
     return found
-
-
-def cpu_name() -> str:
-    """Return the name of the processor."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
 
 
 if __name__ == "__main__":

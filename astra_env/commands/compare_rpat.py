@@ -30,9 +30,6 @@ from rpat.cost import machine
 
 METHODS = ("pgd_at", "trades", "mart", "consistency", "rebat")
 METRICS = {"clean": "clean", "pgd_20": "PGD-20", "autoattack_quick": "AutoAttack-quick"}
-T_95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
-"""Two-sided 95 % quantiles of Student's t by degrees of freedom."""
-
 EQUAL: dict[str, Any] = {
     "norm": "linf",
     "steps": 10,
@@ -248,12 +245,13 @@ def _spread(values: list[float]) -> dict[str, float | None]:
 
 
 def _paired(pairs: list[tuple[float, float]]) -> dict[str, Any]:
+    from scipy.stats import t  # a second to import, which --help need not wait for
+
     gains = [on - off for off, on in pairs]
     mean, count = statistics.fmean(gains), len(gains)
     if count < 2:
         return {"mean": mean, "pairs": count, "interval": None, "verdict": "one seed"}
-    quantile = T_95.get(count - 1, 1.96 + 2.5 / (count - 1))
-    half = quantile * statistics.stdev(gains) / math.sqrt(count)
+    half = float(t.ppf(0.975, count - 1)) * statistics.stdev(gains) / math.sqrt(count)
     verdict = "better" if mean - half > 0 else "worse" if mean + half < 0 else "undecided"
     return {"mean": mean, "pairs": count, "interval": [mean - half, mean + half], "verdict": verdict}
 

@@ -1,10 +1,11 @@
 """What a configuration's values are checked by: errors name the field, the value and what is allowed."""
 
-from typing import Any
+from typing import Any, Literal, get_args
 
 from astra_env.errors import ConfigError
 
-COMPILE_MODES = ("none", "default", "reduce-overhead", "max-autotune")
+CompileMode = Literal["none", "default", "reduce-overhead", "max-autotune"]
+COMPILE_MODES: tuple[str, ...] = get_args(CompileMode)
 
 
 def require_compilable(section: str, options: Any) -> None:
@@ -38,18 +39,6 @@ def positive(name: str, value: float, allow_zero: bool = False) -> None:
     """Raise ConfigError unless ``value`` is a finite positive number."""
     if not (value >= 0 if allow_zero else value > 0) or value == float("inf"):
         raise ConfigError(f"{name}: expected a finite number {'>=' if allow_zero else '>'} 0, got {value}")
-
-
-def finite(name: str, value: float) -> None:
-    """Raise ConfigError unless ``value`` is a finite number."""
-    if not abs(value) < float("inf"):
-        raise ConfigError(f"{name}: expected a finite number, got {value}")
-
-
-def probability(name: str, value: float) -> None:
-    """Raise ConfigError unless ``value`` is a probability."""
-    if not 0 <= value <= 1:
-        raise ConfigError(f"{name}: expected a probability in [0, 1], got {value}")
 
 
 def one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:

@@ -6,7 +6,6 @@ Works for any tree of dataclasses; the supervised trainer uses it for its own.
 import argparse
 import dataclasses
 import difflib
-import re
 import sys
 from collections.abc import Mapping, Sequence
 from importlib import resources
@@ -19,6 +18,7 @@ import yaml
 from astra_env.config.dotted import flat, refuse_renamed, set_dotted
 from astra_env.config.nested_arguments import gather_nested
 from astra_env.config.safe_yaml import read_yaml
+from astra_env.config.types import bare, complaint
 from astra_env.errors import ConfigError
 
 C = TypeVar("C")
@@ -35,7 +35,7 @@ class _Parser(jsonargparse.ArgumentParser):
     schema: type | None = None
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        raise ConfigError(_one_line(message)) from ex
+        raise ConfigError(complaint(message, self.schema)) from ex
 
 
 def presets(package: str = PRESET_PACKAGE) -> list[str]:
@@ -93,7 +93,7 @@ def load_config(
     except (jsonargparse.ArgumentError, TypeError, ValueError, KeyError) as error:
         if isinstance(error, ConfigError):
             raise
-        raise ConfigError(_one_line(str(error))) from error
+        raise ConfigError(complaint(str(error), cls)) from error
     return from_dict(cls, namespace.as_dict())
 
 
@@ -133,7 +133,7 @@ def parse_command_line(
     except (jsonargparse.ArgumentError, TypeError, ValueError, KeyError) as error:
         if isinstance(error, ConfigError):
             raise
-        raise ConfigError(_one_line(str(error))) from error
+        raise ConfigError(complaint(str(error), schema)) from error
     values = namespace.as_dict()
     values.pop("config", None)
     return values
@@ -241,7 +241,7 @@ def _build(cls: type, values: Mapping[str, Any], section: str) -> Any:
             raise ConfigError(f"{section}{item.name}: expected a value, got null")
         elif isinstance(value, list) and _is_tuple(hints[item.name]):
             value = tuple(value)
-        arguments[item.name] = value
+        arguments[item.name] = bare(value)
     return cls(**arguments)
 
 
@@ -255,9 +255,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(entry) for entry in value]
     return value
-
-
-def _one_line(message: str) -> str:
-    line = " ".join(message.split())
-    typed = r"Parser key \"(.+?)\": Expected an? <class '(\w+)'>\. Got value: (.*)"
-    return re.sub(typed, r"\1: expected \2, got \3", line)

@@ -5,17 +5,18 @@ Values come from the dataclass defaults, then a preset or YAML file, then dotted
 """
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
-from astra_env.config.checks import (
-    at_least,
-    finite,
-    one_of,
-    positive,
-    probability,
-    require_attackable_in_training_mode,
-)
+from astra_env.config.checks import at_least, require_attackable_in_training_mode, require_compilable
 from astra_env.config.options import RunOptions, SpeedOptions
+from astra_env.config.types import (
+    ClosedUnitInterval,
+    Finite,
+    NonNegativeFinite,
+    NonNegativeInt,
+    PositiveFinite,
+    PositiveInt,
+)
 from astra_env.errors import ConfigError
 
 
@@ -49,13 +50,13 @@ class ViewsConfig:
     """Smallest and largest fraction of the area that a crop keeps."""
     jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.4, 0.1)
     """Strength of brightness, contrast, saturation and hue jitter."""
-    jitter_probability: float = 0.8
+    jitter_probability: ClosedUnitInterval = 0.8
     """How often colours are jittered."""
-    grayscale_probability: float = 0.2
+    grayscale_probability: ClosedUnitInterval = 0.2
     """How often a view turns gray."""
-    flip_probability: float = 0.5
+    flip_probability: ClosedUnitInterval = 0.5
     """How often a view is mirrored."""
-    interpolation: str = "bicubic"
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
     """How crops are resized, with antialiasing: bicubic (ASTrA, ACL) or bilinear (DynACL, RoCL, AdvCL)."""
     color_first: bool = False
     """Jitter colours and turn gray before the crop, as RoCL does, instead of after it."""
@@ -65,31 +66,31 @@ class ViewsConfig:
 class TargetConfig:
     """The target network: the encoder that is being made robust."""
 
-    backbone: str = "resnet"
+    backbone: Literal["resnet", "vit"] = "resnet"
     """resnet, or vit: a vision transformer with layer norms, for which blocks, stem and norm mean nothing, and which
     has a head of its own."""
-    width: int = 64
+    width: PositiveInt = 64
     """Channels of the first stage; of a token for vit, one attention head per 32."""
-    depth: int = 6
+    depth: PositiveInt = 6
     """Blocks of a vit."""
-    patch_size: int = 4
+    patch_size: PositiveInt = 4
     """Side of a vit's patches in pixels; views must divide into them."""
     blocks: tuple[int, int, int, int] = (2, 2, 2, 2)
     """Residual blocks of the four stages."""
-    feature_dim: int = 512
+    feature_dim: PositiveInt = 512
     """Length of the projected features."""
-    hidden_dim: int = 2048
+    hidden_dim: PositiveInt = 2048
     """Width of the projection head's first layer."""
-    head: str = "mlp3"
+    head: Literal["mlp3", "mlp2", "mlp2_bn"] = "mlp3"
     """Projection head: mlp3 (linear-norm-ReLU twice, then linear-norm, norms by branch; ASTrA, ACL, DynACL), mlp2
     (linear-ReLU-linear; RoCL) or mlp2_bn (linear-BatchNorm-ReLU-linear to unit length, one BatchNorm for both branches;
     AdvCL)."""
-    normalize: str = "imagenet"
+    normalize: Literal["imagenet", "cifar10", "cifar100", "none"] = "imagenet"
     """Channel statistics that inputs in [0, 1] are normalised by: imagenet (ASTrA, ACL, DynACL), cifar10, cifar100 or
     none."""
-    stem: str = "cifar"
+    stem: Literal["cifar", "imagenet"] = "cifar"
     """cifar (3x3, stride 1) or imagenet (7x7, stride 2, max-pool)."""
-    norm: str = "branch"
+    norm: Literal["branch", "single", "group"] = "branch"
     """branch (one BatchNorm for clean, one for adversarial views), single or group."""
 
 
@@ -125,13 +126,13 @@ class LearnerConfig(SpeedOptions):
     """Images per step; each gives two views in contrastive training."""
     drop_last: bool = True
     """Leave out the images of an epoch that do not fill a batch; false trains on them as a smaller last batch."""
-    epochs: int = 1000
+    epochs: PositiveInt = 1000
     """Length of the training in epochs."""
-    total_steps: int | None = None
+    total_steps: PositiveInt | None = None
     """Length of the training in steps; when given, epochs is ignored."""
-    optimizer: str = "lars"
+    optimizer: Literal["lars", "sgd"] = "lars"
     """lars or sgd, both with momentum."""
-    learning_rate: float = 5.0
+    learning_rate: PositiveFinite = 5.0
     """Highest learning rate: after warm-up (contrastive), of SGD at the start (supervised)."""
     momentum: float = 0.9
     """Momentum of the optimiser."""
@@ -139,26 +140,26 @@ class LearnerConfig(SpeedOptions):
     """Weight decay on every parameter."""
     trust_coefficient: float = 1e-3
     """LARS trust coefficient."""
-    warmup_epochs: float = 10.0
+    warmup_epochs: NonNegativeFinite = 10.0
     """Length of the linear warm-up in epochs."""
     final_learning_rate: float = 1e-6
     """Where the cosine ends."""
-    schedule: str = "step"
+    schedule: Literal["step", "epoch"] = "step"
     """How often the learning rate changes: step (the warm-up starts at 0) or epoch (constant within an epoch; the
     warm-up starts at 1 / warmup_epochs of the highest)."""
-    temperature: float = 0.5
+    temperature: PositiveFinite = 0.5
     """Temperature of NT-Xent."""
-    attack_mode: str = "eval"
+    attack_mode: Literal["eval", "train"] = "eval"
     """Mode of the network under the attack: eval, or train (AdvCL), in which BatchNorms normalise by the batch and
     their running statistics move."""
-    mixed_weight: float = 0.5
+    mixed_weight: NonNegativeFinite = 0.5
     """Weight w of the mixed loss of astra and barlow."""
     reward: str = "astra"
     """astra, per_view, vs_fixed, cost_aware, constant or module:attribute; supervised: adv_loss_gain, look_ahead,
     constant or module:attribute."""
     reward_args: dict[str, Any] = field(default_factory=dict)
     """Arguments of the reward."""
-    accumulate: int = 1
+    accumulate: PositiveInt = 1
     """Chunks in which a process works off the batch when memory is short; negatives stay global (GradCache)."""
 
 
@@ -166,13 +167,13 @@ class LearnerConfig(SpeedOptions):
 class EnvConfig:
     """The Gymnasium environments."""
 
-    chunk_steps: int = 10
+    chunk_steps: PositiveInt = 10
     """Minibatches that one action of AttackStrategy-v0 is applied to."""
-    reset_mode: str = "restart"
+    reset_mode: Literal["restart", "continue"] = "restart"
     """What a bare reset() does: restart (a fresh learner) or continue (the same learner, next training)."""
-    divergence_penalty: float = -1.0
+    divergence_penalty: Finite = -1.0
     """Reward of the step in which training diverged."""
-    autoreset_mode: str = "same_step"
+    autoreset_mode: Literal["same_step", "next_step"] = "same_step"
     """When the vector environment starts the next episode: same_step (with final_obs) or next_step."""
 
 
@@ -204,9 +205,9 @@ class ProbeConfig:
 class RunConfig(RunOptions):
     """What a run writes, and how often."""
 
-    image_every: int = 0
+    image_every: NonNegativeInt = 0
     """Steps between image grids in TensorBoard; 0 for only the last step."""
-    checkpoint_every: int = 500
+    checkpoint_every: PositiveInt = 500
     """Steps between checkpoints."""
 
 
@@ -235,8 +236,6 @@ class ExperimentConfig:
     def validate(self) -> None:
         """Raise ConfigError naming the first field whose value cannot be used."""
         learner = self.learner
-        learner.validate()
-        self.run.validate()
         if learner.kind != "contrastive":
             at_least("learner.batch_size", learner.batch_size, 2)
         elif learner.batch_size < 4 or learner.batch_size % 2:
@@ -245,40 +244,15 @@ class ExperimentConfig:
             raise ConfigError(
                 f"learner.kind_args: contrastive takes none, got {', '.join(map(str, learner.kind_args))}"
             )
-        at_least("learner.epochs", learner.epochs, 1)
-        at_least("learner.accumulate", learner.accumulate, 1)
-        if learner.total_steps is not None:
-            at_least("learner.total_steps", learner.total_steps, 1)
-        positive("learner.learning_rate", learner.learning_rate)
-        positive("learner.temperature", learner.temperature)
-        positive("learner.mixed_weight", learner.mixed_weight, allow_zero=True)
-        positive("learner.warmup_epochs", learner.warmup_epochs, allow_zero=True)
-        one_of("learner.optimizer", learner.optimizer, ("lars", "sgd"))
-        one_of("target.backbone", self.target.backbone, ("resnet", "vit"))
-        for name in ("depth", "patch_size"):
-            at_least(f"target.{name}", getattr(self.target, name), 1)
         if learner.fold_batchnorm and self.target.backbone == "vit":
             raise ConfigError("learner.fold_batchnorm: target.backbone 'vit' has no BatchNorm to fold; switch it off")
         if learner.fold_batchnorm and self.target.norm == "group":
             raise ConfigError("learner.fold_batchnorm: needs target.norm branch or single, got 'group'")
-        one_of("target.head", self.target.head, ("mlp3", "mlp2", "mlp2_bn"))
+        require_compilable("learner", learner)
         if self.target.backbone == "vit" and self.target.head != "mlp3":
             raise ConfigError(f"target.head: target.backbone 'vit' has a head of its own, got {self.target.head!r}")
-        one_of("target.normalize", self.target.normalize, ("imagenet", "cifar10", "cifar100", "none"))
-        one_of("views.interpolation", self.views.interpolation, ("bicubic", "bilinear"))
-        one_of("learner.schedule", learner.schedule, ("step", "epoch"))
-        one_of("learner.attack_mode", learner.attack_mode, ("eval", "train"))
         if learner.attack_mode == "train":
             require_attackable_in_training_mode(learner)
-        one_of("target.norm", self.target.norm, ("branch", "single", "group"))
-        one_of("target.stem", self.target.stem, ("cifar", "imagenet"))
-        one_of("env.reset_mode", self.env.reset_mode, ("restart", "continue"))
-        one_of("env.autoreset_mode", self.env.autoreset_mode, ("same_step", "next_step"))
-        finite("env.divergence_penalty", self.env.divergence_penalty)
-        at_least("env.chunk_steps", self.env.chunk_steps, 1)
-        at_least("target.width", self.target.width, 1)
-        for name in ("jitter_probability", "grayscale_probability", "flip_probability"):
-            probability(f"views.{name}", getattr(self.views, name))
         low, high = self.views.crop_scale
         if not 0 < low <= high <= 1:
             raise ConfigError(f"views.crop_scale: expected 0 < low <= high <= 1, got {list(self.views.crop_scale)}")

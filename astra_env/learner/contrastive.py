@@ -1,6 +1,5 @@
 """Self-supervised adversarial training, one minibatch at a time, under attacks that somebody else chooses."""
 
-import copy
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,8 +23,7 @@ from astra_env.distributed import (
     buffers_kept,
     with_shared_statistics,
 )
-from astra_env.errors import CheckpointError, ConfigError
-from astra_env.learner.contrastive_state import check_state, take_state
+from astra_env.errors import ConfigError
 from astra_env.learner.protocol import Learner, StepReport
 from astra_env.models import Target, load_official
 from astra_env.models.build import build_target
@@ -35,7 +33,7 @@ from astra_env.optim import build_optimizer, epochwise_warmup_cosine, warmup_cos
 from astra_env.randomness import derive_seed, generator
 from astra_env.rewards import RewardInputs, VersusFixed, make_reward
 from astra_env.storage.checkpoint import load_checkpoint
-from astra_env.storage.state import UNFIT, one_line
+from astra_env.storage.state import load_or_undo, load_parts, require_scale, require_state
 from astra_env.strategy import AttackStrategy, StrategySpace
 
 
@@ -261,16 +259,21 @@ class ContrastiveLearner(Learner):
 
         Raises CheckpointError, and changes nothing, when it is damaged or belongs to something else.
         """
-        before = copy.deepcopy(self.state_dict())
-        try:
-            check_state(self, state)
-            take_state(self, state)
-        except UNFIT as error:
-            take_state(self, before)
-            if isinstance(error, CheckpointError):
-                raise
-            raise CheckpointError(f"checkpoint: does not fit this learner ({one_line(error)})") from error
+        own = self.state_dict()
+        require_state(state, {**own, **self._owners()}, others=True)
+        require_scale("learning_rate_scale", state["learning_rate_scale"])
+        load_or_undo(state, own, self._take_state, "this learner")
         self._batch = None
+
+    def _owners(self) -> dict[str, Any]:
+        names = ("optimizer", "sampler", "view_generator", "attack_generator", "objective")
+        return {name: getattr(self, name) for name in names}
+
+    def _take_state(self, state: dict[str, Any]) -> None:
+        load_official(self.target, state["target"])
+        load_parts(self._owners(), state)
+        self.step_count, self.learning_rate_scale = state["step"], float(state["learning_rate_scale"])
+        self.attack_steps = state["attack_steps"].to(self.device)
 
     def warm_start(self, path: str | Path) -> None:
         """Take over the target network's weights of a checkpoint and nothing else of it."""

@@ -17,7 +17,6 @@ from astra_env.objectives.base import OBJECTIVES, Batch, Encoder, Losses, Settin
 from astra_env.objectives.pseudo_labels import cluster_counts, label_heads, pseudo_labels
 from astra_env.randomness import derive_seed, generator
 from astra_env.storage.checkpoint import load_checkpoint
-from astra_env.storage.state import require_count, require_tensors
 
 
 @dataclass
@@ -167,20 +166,11 @@ class AdvCL(TrainingObjective):
         """Return heads and pseudo-labels."""
         return {"heads": self.heads.state_dict(), "labels": list(self.labels), "labelled": self.labelled}
 
-    def check_state(self, state: Mapping[str, Any]) -> None:
-        """Raise CheckpointError unless ``state`` holds heads and labels of these images and clusters."""
-        require_tensors("objective.heads", state.get("heads"), self.heads.state_dict())
-        labels = state.get("labels")
-        labels = labels if isinstance(labels, list) else []
-        named = {str(index): value for index, value in enumerate(labels)}
-        require_tensors("objective.labels", named, {str(index): value for index, value in enumerate(self.labels)})
-        for index, (given, count) in enumerate(zip(labels, self.clusters, strict=True)):
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue exactly where ``state`` was taken; raises CheckpointError for labels of other clusters."""
+        for index, (given, count) in enumerate(zip(state["labels"], self.clusters, strict=True)):
             if len(given) and not (int(given.min()) >= 0 and int(given.max()) < count):
                 raise CheckpointError(f"checkpoint: objective.labels.{index}: expected clusters 0..{count - 1}")
-        require_count("objective.labelled", state.get("labelled"))
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue exactly where ``state`` was taken."""
         self.heads.load_state_dict(state["heads"])
         self.labels = [labels.to(self.setting.device) for labels in state["labels"]]
         self.labelled = state["labelled"]

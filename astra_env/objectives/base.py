@@ -13,7 +13,7 @@ from astra_env.config.reading import load_config
 from astra_env.config.schema import ExperimentConfig
 from astra_env.data import ImageDataset
 from astra_env.distributed import ALONE, World
-from astra_env.errors import CheckpointError, ConfigError
+from astra_env.errors import ConfigError
 from astra_env.models import Target
 from astra_env.registry import Registry
 from astra_env.strategy import AttackStrategy
@@ -188,19 +188,15 @@ class TrainingObjective:
         return self.target
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what the objective remembers: tensors, plain values and mappings of them."""
+        """Return what the objective remembers: tensors, plain values, lists and mappings of them.
+
+        A state to load must have the structure, shapes and dtypes of this one; an objective whose states differ in
+        them has a ``state_form()`` too, see :mod:`astra_env.storage.state`.
+        """
         return {}
 
-    def check_state(self, state: Mapping[str, Any]) -> None:
-        """Raise CheckpointError when ``state`` cannot be loaded; changes nothing."""
-        if state:
-            raise CheckpointError(
-                f"checkpoint: objective: holds {', '.join(sorted(map(str, state)))}, which learner.objective "
-                f"{self.setting.config.learner.objective!r} does not have; another objective's state"
-            )
-
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over a state that :meth:`check_state` accepted."""
+        """Take over a state that fits; on any error the learner gives the one before."""
 
     @property
     def foldable(self) -> bool:

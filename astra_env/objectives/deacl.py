@@ -115,9 +115,9 @@ class DeACL(TrainingObjective):
         """Return the teacher and how far its training is."""
         return self.teaching.state_dict()
 
-    def check_state(self, state: Mapping[str, Any]) -> None:
-        """Raise CheckpointError unless ``state`` holds a teacher of this architecture."""
-        self.teaching.check_state(state)
+    def state_form(self) -> dict[str, Any]:
+        """Return what a state of a teacher looks like, trained or half trained."""
+        return self.teaching.state_form()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over the teacher, trained or half trained."""

@@ -13,7 +13,6 @@ from astra_env.errors import ConfigError
 from astra_env.losses import interleave, nt_xent
 from astra_env.models import Target
 from astra_env.objectives.base import OBJECTIVES, Batch, Encoder, Losses, Setting, TrainingObjective
-from astra_env.storage.state import require_count, require_tensors
 
 
 @dataclass
@@ -129,11 +128,6 @@ class DynACL(TrainingObjective):
     def state_dict(self) -> dict[str, Any]:
         """Return the momentum encoder and the number of updates."""
         return {"momentum_encoder": self.momentum_encoder.state_dict(), "updates": self.updates}
-
-    def check_state(self, state: Mapping[str, Any]) -> None:
-        """Raise CheckpointError unless ``state`` is a momentum encoder of this architecture."""
-        require_tensors("objective.momentum_encoder", state.get("momentum_encoder"), self.momentum_encoder.state_dict())
-        require_count("objective.updates", state.get("updates"))
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue exactly where ``state`` was taken."""

@@ -1,6 +1,5 @@
 """A SimCLR training as short as it gets: the teacher that DeACL needs when it is given none."""
 
-import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,19 +7,13 @@ import torch
 
 from astra_env.augment.simclr import build_augment
 from astra_env.data import BatchSampler
-from astra_env.errors import CheckpointError, Diverged
+from astra_env.errors import Diverged
 from astra_env.losses import nt_xent
 from astra_env.models import Target
 from astra_env.objectives.base import Encoder, Setting
 from astra_env.optim import LARS, warmup_cosine
 from astra_env.randomness import derive_seed, generator
-from astra_env.storage.state import (
-    require_count,
-    require_generator_state,
-    require_mapping,
-    require_optimizer_state,
-    require_tensors,
-)
+from astra_env.storage.state import Either, load_parts, require_count
 
 WARMUP = 0.1
 """Share of the steps in which the learning rate rises."""
@@ -90,28 +83,21 @@ class TeacherTraining:
         weights = self.network.state_dict()
         return {"teacher": weights, "taught": self.done, "teaching": going_on if self.left else {}}
 
-    def check_state(self, state: Mapping[str, Any]) -> None:
-        """Raise CheckpointError unless ``state`` holds a teacher of this architecture and the rest of its training."""
-        require_tensors("objective.teacher", state.get("teacher"), self.network.state_dict())
-        done = require_count("objective.taught", state.get("taught"))
-        if done > self.steps:
-            raise CheckpointError(f"checkpoint: objective.taught: expected at most {self.steps} steps, got {done}")
-        teaching = require_mapping("objective.teaching", state.get("teaching"))
-        if done < self.steps:
-            require_optimizer_state("objective.teaching.optimizer", teaching.get("optimizer"), self._optimizer)
-            require_mapping("objective.teaching.sampler", teaching.get("sampler"))
-            require_generator_state("objective.teaching.views", teaching.get("views"), self._views)
+    def state_form(self) -> dict[str, Any]:
+        """Return what a state looks like, before, during and after the training."""
+        return {**self.state_dict(), "teaching": Either(self._owners(), instead={})}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue exactly where ``state`` was taken."""
+        self.done = require_count("objective.taught", state["taught"], self.steps)
         self.network.load_state_dict(state["teacher"])
-        self.done = state["taught"]
         if self.left:
-            self._optimizer.load_state_dict(copy.deepcopy(state["teaching"]["optimizer"]))
-            self._sampler.load_state_dict(state["teaching"]["sampler"])
-            self._views.set_state(state["teaching"]["views"].cpu())
+            load_parts(self._owners(), state["teaching"])
         else:
             self._freeze()
+
+    def _owners(self) -> dict[str, Any]:
+        return {"optimizer": self._optimizer, "sampler": self._sampler, "views": self._views}
 
     def _freeze(self) -> None:
         self._optimizer.zero_grad(set_to_none=True)

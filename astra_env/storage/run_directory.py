@@ -43,7 +43,7 @@ class RunDirectory:
         self._check_occupied(resume)
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
-            acquire(self.path)
+            self._lock = acquire(self.path)
             remove_leftovers(self.path)
             if not resume or not (self.path / "config.yaml").exists():
                 write_atomically(self.path / "config.yaml", config_yaml.encode())
@@ -171,7 +171,7 @@ class RunDirectory:
             # Whatever a checkpoint counts on was flushed before it was written.
             logger.warning("run_dir: the last lines of %s were not written (%s)", self.path, error.strerror or error)
         finally:
-            release(self.path)
+            release(self._lock)
 
     def __enter__(self) -> "RunDirectory":
         return self

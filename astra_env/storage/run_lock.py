@@ -1,64 +1,64 @@
-"""Who owns a run directory: a lock file with the owner's process and host, taken in one step or not at all."""
+"""Who owns a run directory: a lock that the system frees when its process ends, and the name of its owner in it."""
 
 import contextlib
 import errno
-import fcntl
 import json
 import os
 import socket
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+
+from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 
 from astra_env.errors import RunDirectoryError
 
 NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)
 """What file systems without hard links answer."""
+NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP)
+"""What file systems without the system's locks answer, beside ENOSYS, which filelock knows."""
 
 
-def acquire(directory: Path, option: str = "run_dir") -> None:
-    """Make this process the owner of ``directory``, which the user gave as ``option``.
+def acquire(directory: Path, option: str = "run_dir") -> BaseFileLock:
+    """Make this process the owner of ``directory``, which the user gave as ``option``, until :func:`release`.
 
-    The lock appears with its content in one step (a hard link to a prepared file), so nobody sees it half written. A
-    lock whose process is gone from this host is taken over.
+    Keep the lock that it returns: one that is forgotten is free.
+
+    The system frees the lock of a process that is gone. On file systems without such locks the file itself is the lock;
+    then, too, one whose process is gone from this host is taken over, and one of another host never.
 
     Raises:
         RunDirectoryError: when another process owns it, or one on another host, of which nothing can be known here.
     """
-    lock = directory / ".lock"
-    prepared = directory / f".lock.{socket.gethostname()}.{os.getpid()}.tmp"
+    path = directory / ".lock"
     try:
-        with _alone_on_this_host(directory):
-            for leftover in directory.glob(f".lock.{socket.gethostname()}.*.tmp"):
-                leftover.unlink(missing_ok=True)
-            prepared.write_text(json.dumps(_this_process()))
-            owner = _read(lock)
-            if owner is not None and _is_gone(owner):
-                lock.unlink(missing_ok=True)
-            try:
-                _link(prepared, lock)
-            finally:
-                prepared.unlink(missing_ok=True)
-    except FileExistsError:
+        lock = _locked(path)
+        # Some network file systems keep the locks of every host apart, so the name in the file counts as well.
+        if not isinstance(lock, SoftFileLock) and _host(path) not in (None, socket.gethostname()):
+            lock.release()
+            raise Timeout(str(path))
+    except Timeout:
         raise RunDirectoryError(
-            f"{option}: {directory} is in use by {_read(lock)}; wait for it, stop it, or choose another --{option} "
-            f"(delete {lock} if that process is gone)"
+            f"{option}: {directory} is in use by {_content(path)}; wait for it, stop it, or choose another --{option} "
+            f"(delete {path} if that process is gone)"
         ) from None
+    if not isinstance(lock, SoftFileLock):
+        path.write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))
+    return lock
 
 
-def release(directory: Path) -> None:
-    """Give the directory free, if this process owns it."""
-    lock = directory / ".lock"
-    if _read(lock) == json.dumps(_this_process()):
-        lock.unlink(missing_ok=True)
+def release(lock: BaseFileLock) -> None:
+    """Give the directory free."""
+    if lock.is_locked:
+        with contextlib.suppress(OSError):
+            Path(lock.lock_file).unlink()  # while it is still ours: whoever opened it meanwhile looks again
+        lock.release()
 
 
 def remove_leftovers(directory: Path, folders: Sequence[str] = ("checkpoints",)) -> None:
     """Remove the temporary files that killed owners left there and in ``folders``; only the present owner may."""
     for folder in (directory, *(directory / name for name in folders)):
         for path in folder.glob(".*.tmp"):
-            if not path.name.startswith(".lock."):
-                path.unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -69,7 +69,7 @@ def owned(directory: Path, option: str, folders: Sequence[str] = ()) -> Iterator
     """
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        acquire(directory, option)
+        lock = acquire(directory, option)
     except OSError as error:
         raise RunDirectoryError(
             f"{option}: cannot write {directory} ({error.strerror}); choose a writable --{option}"
@@ -78,67 +78,35 @@ def owned(directory: Path, option: str, folders: Sequence[str] = ()) -> Iterator
         remove_leftovers(directory, folders)
         yield
     finally:
-        release(directory)
+        release(lock)
 
 
-def _link(prepared: Path, lock: Path) -> None:
-    """Give ``prepared`` the name ``lock`` if nobody has it; raises FileExistsError when somebody does."""
+def _locked(path: Path) -> BaseFileLock:
+    """Lock ``path`` by the system's means, else by its existence; raises Timeout when somebody has it."""
+    lock: BaseFileLock = FileLock(path, timeout=0, thread_local=False)
     try:
-        os.link(prepared, lock)
+        lock.acquire()
     except OSError as error:
-        if error.errno not in NO_LINKS:
+        if error.errno not in NO_LOCKS:
             raise
-        # Another host that reads it at this very moment takes it for a torn one; without links there is no better way.
-        with open(lock, "x") as file:
-            file.write(prepared.read_text())
+        if not _content(path):
+            path.unlink(missing_ok=True)  # what the attempt has left
+        lock = SoftFileLock(path, timeout=0, thread_local=False)
+        lock.acquire()
+    return lock
 
 
-@contextlib.contextmanager
-def _alone_on_this_host(directory: Path) -> Iterator[None]:
-    """Keep other processes of this host from judging the lock meanwhile: the one judged is then the one removed."""
-    descriptor = os.open(directory, os.O_RDONLY)
+def _content(path: Path) -> str:
+    """Return what a lock file says of its owner, on one line."""
     try:
-        # Some network file systems have no such locks; the hard link decides there as well.
-        with contextlib.suppress(OSError):
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _this_process() -> dict[str, Any]:
-    return {"pid": os.getpid(), "host": socket.gethostname(), "started": _start_of(os.getpid())}
-
-
-def _start_of(pid: int) -> str | None:
-    """Return when a process of this host started, in ticks since boot; tells apart processes of one number."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
-    except (OSError, IndexError):
-        return None
-
-
-def _read(lock: Path) -> str | None:
-    try:
-        return lock.read_text(errors="replace")
+        return " ".join(path.read_text(errors="replace").split())
     except FileNotFoundError:
-        return None
+        return ""
 
 
-def _is_gone(content: str) -> bool:
-    """Whether the owner is certainly no more, or was never one of ours; a process of another host always may be."""
+def _host(path: Path) -> str | None:
+    """Return the host that a lock file names, None for a new or a torn one."""
     try:
-        owner = json.loads(content)
-        pid, host = int(owner["pid"]), owner["host"]
+        return str(json.loads(_content(path))["host"])
     except (ValueError, KeyError, TypeError):
-        return True
-    if host != socket.gethostname():
-        return False
-    try:
-        os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError):
-        return True
-    except PermissionError:
-        pass
-    started = owner.get("started")
-    return started is not None and started != _start_of(pid)
+        return None

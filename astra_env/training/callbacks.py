@@ -6,9 +6,8 @@ from typing import Any
 import torch
 
 from astra_env.config.schema import RunConfig
-from astra_env.errors import CheckpointError
 from astra_env.learner.protocol import StepReport
-from astra_env.storage.state import require_tensor
+from astra_env.storage.state import require_state
 from astra_env.strategy import StrategyCounts, StrategySpace
 from astra_env.training.loop import Callback, Loop
 
@@ -48,12 +47,8 @@ class Metrics(Callback):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue to count; raises CheckpointError for counts of another grid."""
-        counts, own = state.get("counts"), self.counts.state()
-        if not isinstance(counts, list) or len(counts) != len(own):
-            raise CheckpointError(f"checkpoint: counts: expected {len(own)} tensors; another configuration's state")
-        for given, expected in zip(counts, own, strict=True):
-            require_tensor("counts", given, expected)
-        self.counts.load(counts)
+        require_state(state, self.state_dict(), others=True)
+        self.counts.load(state["counts"])
 
 
 def _draw(loop: Loop, report: StepReport, options: RunConfig) -> None:

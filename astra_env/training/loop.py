@@ -1,6 +1,5 @@
 """The one training loop: steps, checkpoints, ways back, signals and a bar. Everything else is a callback."""
 
-import copy
 import logging
 import time
 from abc import ABC, abstractmethod
@@ -14,9 +13,9 @@ from tqdm.auto import tqdm
 from astra_env.compute import deterministic_algorithms
 from astra_env.config.options import RunOptions
 from astra_env.distributed import SharedRun, World
-from astra_env.errors import CheckpointError, Diverged
+from astra_env.errors import Diverged
 from astra_env.storage.run_directory import RunDirectory
-from astra_env.storage.state import UNFIT, one_line, require_count
+from astra_env.storage.state import load_or_undo, require_count
 from astra_env.training.health import HealthWatch, require_finite
 from astra_env.training.interrupts import GracefulStop
 
@@ -214,14 +213,7 @@ class Loop(ABC):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over a checkpoint whole; raises CheckpointError, and changes nothing, when it does not fit."""
-        before = copy.deepcopy(self.state_dict())
-        try:
-            self.take(state)
-        except UNFIT as error:
-            self.take(before)
-            if isinstance(error, CheckpointError):
-                raise
-            raise CheckpointError(f"checkpoint: does not fit this run ({one_line(error)})") from error
+        load_or_undo(state, self.state_dict(), self.take, "this run")
 
     def take(self, state: Mapping[str, Any]) -> None:
         """Take a state over part by part; what raises half-way is undone by :meth:`load_state_dict`."""

@@ -14,13 +14,12 @@ from astra_env.config.schema import ExperimentConfig
 from astra_env.data import ImageDataset
 from astra_env.data.training_images import load_training_images
 from astra_env.distributed import buffers_kept
-from astra_env.errors import CheckpointError
 from astra_env.evaluation.measures.batches import require_labels
 from astra_env.learner.protocol import Learner, StepReport
 from astra_env.losses import alignment, uniformity
 from astra_env.randomness import generator
 from astra_env.rewards import make_reward
-from astra_env.storage.state import require_tensor
+from astra_env.storage.state import require_state
 from astra_env.strategy import AttackStrategy, StrategySpace
 from rpat.learner import SupervisedLearner
 from rpat.methods import Step, method_class
@@ -173,10 +172,7 @@ class StrategyLearner(Learner):
 
         Raises CheckpointError, and changes nothing, when it is damaged or belongs to something else.
         """
-        for name in ("target", "ema", "optimizer", "sampler", "generators", "step"):
-            if name not in state:
-                raise CheckpointError(f"checkpoint: does not fit this learner: {name!r} is missing")
-        require_tensor("attack_steps", state.get("attack_steps"), self.attack_steps)
+        require_state(state, {"target": self.target, "attack_steps": self.attack_steps}, others=True)
         self.supervised.load_state_dict({**state, "model": state["target"]})
         self.attack_steps = state["attack_steps"].to(self.device, copy=True)
         self._minibatch = None

@@ -170,10 +170,21 @@ def test_feature_extractor_sees_each_view_alone_in_training_mode() -> None:
     assert torch.allclose(extractor(views)[:1], extractor(views[:1]), atol=1e-6)
 
 
+def test_an_algorithm_is_added_in_one_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    entry = sb3.Algorithm("stable_baselines3:A2C", {"n_steps": 7}, actions="box")
+    monkeypatch.setitem(sb3.ALGORITHMS._entries, "mine", entry)
+    with pytest.raises(ConfigError, match="mine cannot choose an attack per view"):
+        small(algo="mine").validate()
+    config = small(env="attack_strategy", algo="mine", hyperparameters={})
+    config.validate()
+    model = sb3.make_model("mine", sb3.make_vec_env(config), config)
+    assert (type(model).__name__, model.n_steps, model.action_space.shape) == ("A2C", 7, (3,))  # type: ignore[attr-defined]
+
+
 def test_unfit_algorithms_and_hyperparameters_are_refused() -> None:
     with pytest.raises(ConfigError, match="attack per view"):
         small(algo="dqn").validate()
-    with pytest.raises(ConfigError, match="algo: expected one of"):
+    with pytest.raises(ConfigError, match=r"algo: expected one of a2c, dqn, ppo, .*got 'alphago'"):
         small(algo="alphago").validate()
     config = small(hyperparameters={"steps": 3})
     with pytest.raises(ConfigError, match=r"hyperparameters: .*steps"):

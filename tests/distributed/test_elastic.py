@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from distributed.worlds import run_task
+from worlds import run_task
 
 from astra_env.storage.checkpoint import load_checkpoint
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from distributed.worlds import run_task, run_tasks
+from worlds import run_task, run_tasks
 
 EXACT = {"rtol": 1e-5, "atol": 1e-9}
 

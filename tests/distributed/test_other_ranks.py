@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from distributed.worlds import run_tasks
+from worlds import run_tasks
 
 from astra_env.config.reading import load_config
 from astra_env.config.schema import ExperimentConfig

@@ -296,11 +296,3 @@ def test_features_of_the_plain_protocol_are_extracted_once(target, digits):
     _Breaks.calls = 2  # two batches, however many epochs follow
     linear_probe(target, train, epochs=5, batch_size=32, augment=False)
     assert _Breaks.calls == 0
-
-
-def test_the_probing_benchmark_times_the_default_recipe_on_features_of_the_size_asked_for():
-    from benchmarking.probing import measure
-
-    found = measure(images=40, dimensions=20, epochs=2)
-    assert (found["features"], found["epochs"], found["batch_size"]) == ([40, 20], 2, 512)
-    assert found["seconds"] > 0

@@ -4,10 +4,10 @@ import copy
 import sys
 from dataclasses import replace
 
-import lp_aft as script
 import pytest
 import torch
 
+from astra_env.commands import lp_aft as script
 from astra_env.commands import train as train_astra
 from astra_env.config.command_line import run_main
 from astra_env.data import load_dataset

@@ -2,11 +2,11 @@
 
 import sys
 
-import export
 import pytest
 import torch
 
 from astra_env.attacks import contrastive_pgd
+from astra_env.commands import export
 from astra_env.commands import train as train_astra
 from astra_env.config.command_line import run_main
 from astra_env.config.reading import load_config

@@ -5,7 +5,7 @@ import torch
 
 from rpat.augmentation import Augmentation
 from rpat.autoaugment import BatchedAutoAugment
-from rpat.sections import AugmentConfig
+from rpat.config import AugmentConfig
 
 
 def seeded(seed=0):

@@ -1,14 +1,19 @@
 """The configuration of an evaluation: what is measured, on what, and how heads are trained first."""
 
-import sys
 from dataclasses import dataclass, field
+from typing import Literal
 
+from astra_env.config.types import (
+    ClosedUnitInterval,
+    IntFrom2,
+    NonNegativeFinite,
+    NonNegativeInt,
+    PositiveFinite,
+    PositiveInt,
+    PositiveShare,
+)
 from astra_env.errors import ConfigError
 
-PROTOCOLS = ("auto", "slf", "alf", "aff", "semi_supervised", "none")
-CHOICES = ("held_out", "last")
-ATTACKS = ("pgd", "cw", "autoattack", "autoattack_quick")
-CURVES = ("radius", "noise", "path")
 LEARNING_RATES = {"cifar10": 0.01, "cifar100": 0.05, "stl10": 0.1}
 """Of SLF and ALF in the papers; 0.1 for other data sets."""
 
@@ -25,7 +30,7 @@ class EvaluationDataConfig:
     """Side of the square images; default the run's own, else the data set's."""
     download: bool = False
     """Fetch the data set when it is not under root."""
-    max_test_images: int | None = None
+    max_test_images: PositiveInt | None = None
     """Draw this many test images; default all."""
     validation_fraction: float = 0.1
     """Share of the training images that is held out wherever something has to be chosen."""
@@ -39,7 +44,7 @@ class EvaluationNetworkConfig:
     """Key of the weights in checkpoints that hold several, such as ema."""
     normalize: str = "auto"
     """Input normalisation where the file says nothing: auto, none, imagenet, cifar10 or cifar100."""
-    branch: str = "auto"
+    branch: Literal["auto", "adv", "clean"] = "auto"
     """BatchNorm branch that is probed and attacked: adv, clean, or auto (clean for runs without attacks)."""
 
 
@@ -47,13 +52,13 @@ class EvaluationNetworkConfig:
 class HeadConfig:
     """Training of a head, or of the whole network under aff; semi_supervised takes only ``augment`` from here."""
 
-    epochs: int = 25
+    epochs: PositiveInt = 25
     """Passes over the training images."""
-    learning_rate: list[float] = field(default_factory=list)
+    learning_rate: list[PositiveFinite] = field(default_factory=list)
     """Several are compared on held-out training images; default the paper's for the protocol and data set."""
     weight_decay: float = 2e-4
     """Of what is trained."""
-    batch_size: int | None = None
+    batch_size: PositiveInt | None = None
     """Images per step; default 512, for aff 128."""
     augment: bool = True
     """Crop and flip; without it slf extracts features once and is fast."""
@@ -63,33 +68,33 @@ class HeadConfig:
 class SemiSupervisedConfig:
     """The protocol semi_supervised, from pseudo-labels to fine-tuning; the defaults are ACL's for CIFAR-10."""
 
-    standard_epochs: int = 100
+    standard_epochs: PositiveInt = 100
     """Passes over the labelled images of the standard training whose result gives the pseudo-labels."""
-    standard_learning_rate: float = 0.1
+    standard_learning_rate: PositiveFinite = 0.1
     """Learning rate of the standard training; x.1 after 39 % and 59 % of its epochs."""
-    standard_weight_decay: float = 2e-4
+    standard_weight_decay: NonNegativeFinite = 2e-4
     """Weight decay of the standard training."""
-    standard_batch_size: int = 128
+    standard_batch_size: IntFrom2 = 128
     """Images per step of the standard training."""
-    epochs: int = 15
+    epochs: PositiveInt = 15
     """Passes of the adversarial fine-tuning over labelled and pseudo-labelled images."""
-    learning_rate: float = 0.1
+    learning_rate: PositiveFinite = 0.1
     """Learning rate of the fine-tuning; x.1 after 4/15 and 9/15 of its epochs."""
-    weight_decay: float = 5e-4
+    weight_decay: NonNegativeFinite = 5e-4
     """Weight decay of the fine-tuning."""
-    batch_size: int | None = None
+    batch_size: IntFrom2 | None = None
     """Images per step of the fine-tuning, both kinds in proportion; default 250, with less than 5 % of labels 200."""
-    beta: float = 6.0
+    beta: NonNegativeFinite = 6.0
     """Weight of KL(natural || adversarial)."""
-    alpha: float = 0.5
+    alpha: ClosedUnitInterval = 0.5
     """Share of the pseudo-labels in the loss of labelled images, 0 to 1."""
-    temperature: float = 1.0
+    temperature: PositiveFinite = 1.0
     """Temperature of the pseudo-labels."""
-    distillation: float = 1.0
+    distillation: NonNegativeFinite = 1.0
     """Weight of all terms with pseudo-labels."""
-    attack_steps: int = 10
+    attack_steps: NonNegativeInt = 10
     """Steps of 2/255 in 8/255 of the fine-tuning's attack."""
-    choose: str = "held_out"
+    choose: Literal["held_out", "last"] = "held_out"
     """Which epoch of both trainings is used: held_out, the best on data.validation_fraction of the images; or last."""
 
 
@@ -99,17 +104,17 @@ class AttackConfig:
 
     epsilon: list[float | str] = field(default_factory=lambda: ["8/255"])
     """Radii."""
-    steps: int = 20
+    steps: PositiveInt = 20
     """Steps of pgd and cw, also in curves."""
     step_size: float | str | None = "2/255"
     """Length of a step; null for 2.5 * epsilon / steps, which curves always use."""
-    norm: str = "linf"
+    norm: Literal["linf", "l2"] = "linf"
     """linf or l2."""
-    restarts: int = 1
+    restarts: PositiveInt = 1
     """Random starts of pgd and cw."""
-    batch_size: int = 250
+    batch_size: PositiveInt = 250
     """Images attacked at once; AutoAttack's random starts depend on it."""
-    precision: str = "fp32"
+    precision: Literal["fp32", "bf16"] = "fp32"
     """fp32, or bf16: pgd and cw look for adversarial images in bfloat16 (labelled so), judged in float32."""
 
 
@@ -117,13 +122,13 @@ class AttackConfig:
 class EvaluationConfig:
     """Everything an evaluation depends on."""
 
-    protocol: str = "auto"
+    protocol: Literal["auto", "slf", "alf", "aff", "semi_supervised", "none"] = "auto"
     """slf, alf, aff, semi_supervised, none, or auto: slf for encoders, none for classifiers."""
-    label_fraction: float = 1.0
+    label_fraction: PositiveShare = 1.0
     """Share of the training images, class-balanced, whose labels are used; only semi_supervised looks at the others."""
-    attacks: list[str] = field(default_factory=lambda: ["pgd"])
+    attacks: list[Literal["pgd", "cw", "autoattack", "autoattack_quick"]] = field(default_factory=lambda: ["pgd"])
     """Beside the clean accuracy: pgd, cw, autoattack, autoattack_quick (two of its four attacks)."""
-    curves: list[str] = field(default_factory=list)
+    curves: list[Literal["radius", "noise", "path"]] = field(default_factory=list)
     """radius, noise, path."""
     corruptions: str | None = None
     """Unpacked folder of CIFAR-10-C or CIFAR-100-C."""
@@ -139,52 +144,11 @@ class EvaluationConfig:
 
     def validate(self) -> None:
         """Raise ConfigError naming the first field whose value cannot be used."""
-        _among("protocol", [self.protocol], PROTOCOLS)
-        _among("attacks", self.attacks, ATTACKS)
-        _among("curves", self.curves, CURVES)
-        _among("network.branch", [self.network.branch], ("auto", "adv", "clean"))
-        _among("attack.precision", [self.attack.precision], ("fp32", "bf16"))
-        _among("attack.norm", [self.attack.norm], ("linf", "l2"))
-        _inside("label_fraction", self.label_fraction, 0, 1)
         _inside("data.validation_fraction", self.data.validation_fraction, 0, 0.5)
-        for name, value in (
-            ("head.epochs", self.head.epochs),
-            ("head.batch_size", self.head.batch_size or 1),
-            ("attack.steps", self.attack.steps),
-            ("attack.restarts", self.attack.restarts),
-            ("attack.batch_size", self.attack.batch_size),
-            ("data.max_test_images", 1 if self.data.max_test_images is None else self.data.max_test_images),
-        ):
-            if value < 1:
-                raise ConfigError(f"{name}: expected an integer >= 1, got {value}")
-        self._validate_semi_supervised()
-        for rate in self.head.learning_rate:
-            _inside("head.learning_rate", rate, 0, float("inf"))
         for radius in self.epsilons:
             _inside("attack.epsilon", radius, 0, 1 if self.attack.norm == "linf" else float("inf"))
         if self.step_size is not None:
             _inside("attack.step_size", self.step_size, 0, 1 if self.attack.norm == "linf" else float("inf"))
-
-    def _validate_semi_supervised(self) -> None:
-        part = self.semi_supervised
-        _among("semi_supervised.choose", [part.choose], CHOICES)
-        for name, least in (
-            ("standard_epochs", 1),
-            ("standard_batch_size", 2),
-            ("epochs", 1),
-            ("batch_size", 2),
-            ("attack_steps", 0),
-        ):
-            value = getattr(part, name)
-            if value is not None and value < least:
-                raise ConfigError(f"semi_supervised.{name}: expected an integer >= {least}, got {value}")
-        for name in ("standard_learning_rate", "learning_rate", "temperature"):
-            _inside(f"semi_supervised.{name}", getattr(part, name), 0, sys.float_info.max)
-        for name in ("standard_weight_decay", "weight_decay", "beta", "distillation"):
-            if not 0 <= getattr(part, name) < float("inf"):
-                raise ConfigError(f"semi_supervised.{name}: expected a finite number >= 0, got {getattr(part, name)}")
-        if not 0 <= part.alpha <= 1:
-            raise ConfigError(f"semi_supervised.alpha: expected a number from 0 to 1, got {part.alpha}")
         if self.protocol != "semi_supervised":
             return
         if self.label_fraction == 1:
@@ -214,12 +178,6 @@ class EvaluationConfig:
         """Return the learning rates to compare; one is simply used."""
         default = 0.1 if protocol == "aff" else LEARNING_RATES.get(dataset, 0.1)
         return list(self.head.learning_rate) or [default]
-
-
-def _among(name: str, values: list[str], allowed: tuple[str, ...]) -> None:
-    for value in values:
-        if value not in allowed:
-            raise ConfigError(f"{name}: expected one of {', '.join(allowed)}, got {value!r}")
 
 
 def _inside(name: str, value: float, low: float, high: float) -> None:

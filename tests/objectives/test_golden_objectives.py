@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import GOLDEN, _load_golden
+from golden_arrays import GOLDEN, load_golden
 from torch import Tensor, nn
 
 from astra_env.attacks import Contrastive, Objective, contrastive_attack
@@ -37,7 +37,7 @@ class TinyNetwork(nn.Module):
 
 
 def golden(name: str) -> dict[str, Tensor]:
-    return _load_golden(GOLDEN / f"{name}_seed7.npz")
+    return load_golden(GOLDEN / f"{name}_seed7.npz")
 
 
 def share_of_equal_pixels(given: Tensor, expected: Tensor) -> float:

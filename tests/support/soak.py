@@ -1,6 +1,6 @@
 """Soak: many tiny environment steps with resets, forks and saves; memory, open files and processes must stay flat.
 
-    python tests/soak.py --steps 10000 --output benchmarks/results/trust/soak.json
+    python tests/support/soak.py --steps 10000 --output benchmarks/results/trust/soak.json
 
 Prints a table and exits with 1 when something leaks. Not part of the default test run.
 """
@@ -112,7 +112,7 @@ def judge(rows: list[dict[str, float]]) -> list[str]:
 def record(options: Any, rows: list[dict[str, float]], counts: dict[str, int], leaks: list[str]) -> dict[str, Any]:
     """Return the measurement with what it depends on."""
     return {
-        "command": f"python tests/soak.py --steps {options.steps} --rows {options.rows} --output {options.output}",
+        "command": " ".join(["python", "tests/support/soak.py", *sys.argv[1:]]),
         "machine": {"cpu": platform.machine(), "cores": os.cpu_count(), "load": round(os.getloadavg()[0], 2)},
         "versions": versions(),
         "done": {"step": options.steps, **counts},

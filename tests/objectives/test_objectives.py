@@ -309,8 +309,8 @@ def test_deacls_teacher_gets_three_times_the_students_steps_and_continues_where_
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        ({"taught": 7}, "objective.taught: expected at most 6 steps, got 7"),
-        ({"teaching": {}}, "objective.teaching.optimizer: expected a mapping"),
+        ({"taught": 7}, "objective.taught: expected at most 6, got 7"),
+        ({"teaching": {}}, "does not fit this learner .*optimizer"),
         ({"teaching": None}, "objective.teaching: expected a mapping"),
     ],
 )
@@ -357,7 +357,7 @@ def test_a_damaged_objective_is_refused_and_nothing_changes(name):
 
 def test_another_objectives_state_is_refused():
     learner = make_learner("dynacl")
-    with pytest.raises(CheckpointError, match=r"updates, which learner.objective 'acl' does not have"):
+    with pytest.raises(CheckpointError, match="objective: holds momentum_encoder, updates, which this config"):
         make_learner("acl").load_state_dict(learner.state_dict())
 
 

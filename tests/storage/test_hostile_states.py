@@ -26,7 +26,6 @@ from astra_env.envs import AttackStrategyEnv
 from astra_env.errors import AstraError, CheckpointError, ConfigError, InputError, RunDirectoryError
 from astra_env.evaluation.campaign.loading import load_network
 from astra_env.learner.contrastive import ContrastiveLearner
-from astra_env.learner.contrastive_state import PARTS
 from astra_env.storage.checkpoint import encode, load_checkpoint, save_checkpoint
 from astra_env.storage.run_directory import RunDirectory
 from astra_env.strategy import AttackStrategy
@@ -65,12 +64,11 @@ def test_a_learner_refuses_any_damage_to_its_state_and_stays_as_it_is(learner, d
     refuses(learner.load_state_dict, learner.state_dict, data, is_buffer)
 
 
-@pytest.mark.parametrize("part", PARTS)
-def test_a_learners_state_without_one_of_its_parts_is_refused(learner, part):
+def test_a_learners_state_without_one_of_its_parts_is_refused(learner):
     good = copy.deepcopy(learner.state_dict())
-    with pytest.raises(CheckpointError, match=f"{part!r} is missing"):
-        learner.load_state_dict({name: value for name, value in good.items() if name != part})
-    assert set(good) == set(PARTS)
+    for part in good:
+        with pytest.raises(CheckpointError, match=f"{part!r} is missing"):
+            learner.load_state_dict({name: value for name, value in good.items() if name != part})
     assert same(learner.state_dict(), good)
 
 

@@ -11,6 +11,7 @@ import torch
 from benchmarking.clock import PHASES
 from benchmarking.measure import Contestant, compare, matmul_ceiling
 from benchmarking.memory import model_of_memory, saved_bytes
+from benchmarking.probing import measure
 
 from astra_env.config.reading import load_config
 from astra_env.config.schema import ExperimentConfig
@@ -27,7 +28,7 @@ SMALL = {
     "learner.batch_size": 4,
     "learner.warmup_epochs": 0,
 }
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -175,3 +176,9 @@ def test_the_script_writes_what_it_prints(monkeypatch, tmp_path, capsys):
 def test_the_script_names_what_it_cannot_use(monkeypatch, capsys, option, value, allowed):
     assert run_script(monkeypatch, option, value) == 2
     assert f"{option[2:]}: expected one of {allowed}" in capsys.readouterr().err
+
+
+def test_the_probing_benchmark_times_the_default_recipe_on_features_of_the_size_asked_for():
+    found = measure(images=40, dimensions=20, epochs=2)
+    assert (found["features"], found["epochs"], found["batch_size"]) == ([40, 20], 2, 512)
+    assert found["seconds"] > 0

@@ -1,5 +1,7 @@
 """Configurations: presets, files, overrides, the command line, and what is said about mistakes."""
 
+from typing import get_args, get_type_hints
+
 import pytest
 import yaml
 from fuzzing import cases
@@ -57,15 +59,36 @@ def test_command_line_takes_presets_and_dotted_overrides():
         ({"learner": 3}, "learner: expected a section of settings, got 3"),
         ({"target.norm": "layer"}, "target.norm: expected one of branch, single, group, got 'layer'"),
         ({"views.crop_scale": [0.5, 0.1]}, "views.crop_scale"),
-        ({"views.flip_probability": 2}, r"views.flip_probability: expected a probability"),
-        ({"learner.total_steps": 0}, "learner.total_steps: expected an integer >= 1"),
-        ({"learner.precision": "fp8"}, "learner.precision"),
+        ({"views.flip_probability": 2}, r"views.flip_probability: expected a number in \[0, 1\], got 2"),
+        ({"learner.total_steps": 0}, "learner.total_steps: expected an integer >= 1, got 0"),
+        ({"learner.epochs": "many"}, "learner.epochs: expected an integer >= 1, got 'many'"),
+        ({"learner.temperature": float("inf")}, "learner.temperature: expected a finite number > 0, got inf"),
+        ({"learner.warmup_epochs": float("nan")}, "learner.warmup_epochs: expected a finite number >= 0, got nan"),
+        ({"run.threads": 0}, "run.threads: expected an integer >= 1, got 0"),
+        ({"env.divergence_penalty": -float("inf")}, "env.divergence_penalty: expected a finite number, got -inf"),
+        ({"learner.precision": "fp8"}, "learner.precision: expected one of fp32, bf16, got 'fp8'"),
     ],
 )
 def test_mistakes_are_named_in_one_line(overrides, message):
     with pytest.raises(ConfigError, match=message) as caught:
         load_config(ExperimentConfig, "tiny", overrides)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["target.head", "learner.attack_mode", "run.on_divergence", "learner.compile"])
+def test_the_help_shows_choices(name):
+    *sections, field = name.split(".")
+    hint = ExperimentConfig
+    for part in (*sections, field):
+        hint = get_type_hints(hint)[part]
+    assert f"--{name} {{{','.join(get_args(hint))}}}" in " ".join(build_parser(ExperimentConfig).format_help().split())
+
+
+def test_a_configurations_numbers_are_pythons_own():
+    config = load_config(ExperimentConfig, "tiny", {"views.flip_probability": 1, "learner.epochs": 3})
+    assert type(config.views.flip_probability) is float
+    assert type(config.learner.epochs) is int
+    assert load_config(ExperimentConfig, yaml.safe_load(to_yaml(config))) == config
 
 
 def test_missing_and_broken_files_are_named(tmp_path):

@@ -61,8 +61,8 @@ def run_task(folder: Path, size: int, task: str, **arguments: Any) -> list[Any]:
 
 
 def _process(rank: int, size: int, store: str, wanted: dict[str, dict[str, Any]], output: str) -> None:
+    import tasks
     import torch.distributed as dist
-    from distributed import tasks
 
     from astra_env.distributed.start import joined
     from astra_env.distributed.world import ALONE

@@ -24,7 +24,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 CALLS = ("fsync", "replace", "link", "truncate", "unlink")
 TAKING_ROOM = ("fsync", "replace", "link")
 HOUR = 3600.0
