@@ -120,7 +120,7 @@ class Trainer(Loop):
         """Take over a checkpoint whole; raises ConfigError when its run computes something else."""
         check_same_run(self.config, str(state.get("config", "")))
         # Version 0.1.0 kept the seconds by themselves.
-        super().load_state_dict({"timing": {"seconds": state.get("seconds", 0.0)}, **state})
+        super().load_state_dict({"rollbacks": 0, "timing": {"seconds": state.get("seconds", 0.0)}, **state})
 
     def _place(self, run_dir: str | Path, resume: bool) -> SharedRun:
         return SharedRun(self.world, run_dir, lambda: RunDirectory(run_dir, to_yaml(self.config), resume=resume))

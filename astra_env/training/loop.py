@@ -217,7 +217,7 @@ class Loop(ABC):
 
     def take(self, state: Mapping[str, Any]) -> None:
         """Take a state over part by part; what raises half-way is undone by :meth:`load_state_dict`."""
-        rollbacks, timing = require_count("rollbacks", state.get("rollbacks", 0)), state.get("timing", {})
+        rollbacks, timing = require_count("rollbacks", state.get("rollbacks")), state.get("timing", {})
         self.learner.load_state_dict(dict(state))
         for callback in self.callbacks:
             callback.load_state_dict(state)
