@@ -9,34 +9,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import nn
 
+from astra_env.config.options import SpeedOptions
 from astra_env.errors import ConfigError
 
 CHANNEL_BLOCK = 16
 """Channels that the widest CPU registers hold. oneDNN's kernels of AVX2 go wrong below their own block of 8."""
 
 _CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
-
-
-class SpeedOptions(Protocol):
-    """The fields of a configuration that are about speed."""
-
-    fast: bool
-    channels_last: bool
-    fold_batchnorm: bool
-    tf32: bool | None
-
-    @property
-    def precision(self) -> str:
-        """Fp32 or bf16."""
-
-    @property
-    def compile(self) -> str:
-        """A mode of ``torch.compile``, or none."""
 
 
 @dataclass(frozen=True)

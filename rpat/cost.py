@@ -23,10 +23,10 @@ from tqdm import tqdm
 
 from astra_env.attacks.attack_copy import AttackCopy
 from astra_env.compute import Speed, cpu_name, memory_order
+from astra_env.config.options import SpeedOptions
 from astra_env.evaluation.campaign.results import versions
 from astra_env.models import NETWORKS
 from astra_env.strategy import Attack
-from rpat.config import RunConfig
 from rpat.methods import Method, RobustPerception, Step, make_method
 
 BUDGET = Attack(8 / 255, 2 / 255, 10)
@@ -83,8 +83,8 @@ class Form:
 
 
 def forms(model: nn.Module, images: Tensor, method: Method) -> dict[str, Form]:
-    """Return the official form of a step, ours, and ours with ``run.fast`` (on a copy of the model)."""
-    speed = Speed.of(RunConfig(fast=True), images.device)
+    """Return the official form of a step, ours, and ours with ``learner.fast`` (on a copy of the model)."""
+    speed = Speed.of(SpeedOptions(fast=True), images.device)
     order = memory_order(model, images.device, channels_last=speed.channels_last)
     fast = copy.deepcopy(model).to(memory_format=order)  # type: ignore[call-overload]
     folded = AttackCopy(fast, speed)

@@ -11,14 +11,13 @@ from astra_env.attacks.attack_copy import AttackCopy
 from astra_env.compute import Speed, memory_order, tf32
 from astra_env.data import BatchSampler, ImageDataset
 from astra_env.distributed import ALONE, SharedGradients, World, average_statistics, with_shared_statistics
-from astra_env.errors import Diverged
+from astra_env.errors import ConfigError, Diverged
 from astra_env.modes import at_the_door
 from astra_env.randomness import derive_seed, generator
 from astra_env.storage.state import Either, load_or_undo, load_parts, require_scale, require_state
 from astra_env.strategy import AttackStrategy
 from rpat.augmentation import Augmentation
 from rpat.config import RPATConfig
-from rpat.config_checks import check_last_batch
 from rpat.methods import Progress, Step
 from rpat.schedules import cosine, piecewise
 from rpat.weights import build_network
@@ -37,7 +36,7 @@ class SupervisedLearner:
     Attributes:
         model: the classifier.
         average: its exponential moving average; None before it starts.
-        steps_done: finished steps since the beginning of the run.
+        step_count: finished steps since the beginning of the run.
         learning_rate_scale: factor on the learning rate, lowered when a run that diverged was rolled back.
     """
 
@@ -60,13 +59,13 @@ class SupervisedLearner:
         self.method = config.make_method()
         self.epochs = config.epochs or 0
         # Training mode has nothing to fold: its statistics are the batch's own.
-        self.speed = Speed.of(config.run, device, foldable=self.method.attack_mode == "eval")
+        self.speed = Speed.of(config.learner, device, foldable=self.method.attack_mode == "eval")
         network = build_network(config.network, train, config.seed).to(device)
         order = memory_order(network, device, channels_last=self.speed.channels_last)
         self.memory_order: torch.memory_format = order
         self.model: nn.Module = network.to(memory_format=order)  # type: ignore[call-overload]
-        if config.sync_bn:
-            self.model = with_shared_statistics(self.model, device, world, "sync_bn")
+        if config.learner.sync_bn:
+            self.model = with_shared_statistics(self.model, device, world, "learner.sync_bn")
         self._attacked = AttackCopy(self.model, self.speed) if self.speed.fold_batchnorm else None
         self.gradients = SharedGradients(self.model.parameters(), world)
         self.optimizer = torch.optim.SGD(
@@ -79,7 +78,7 @@ class SupervisedLearner:
         self.sampler = BatchSampler(
             len(train), config.batch_size, derive_seed(config.seed, "sampler"), drop_last=config.drop_last
         )
-        check_last_batch(config, len(train), world.size)
+        _require_usable_rest(config, len(train), world.size)
         self.generators = {name: generator(config.seed, name) for name in ("augment", "attack")}
         self.augment = Augmentation(
             config.augment,
@@ -88,13 +87,18 @@ class SupervisedLearner:
             num_classes=config.network.num_classes or len(train.classes),
             generator=self.generators["augment"],
         )
-        self.steps_done = 0
+        self.step_count = 0
         self.learning_rate_scale = 1.0
 
     @property
     def epoch(self) -> int:
         """The epoch, from 0, that the next step belongs to."""
-        return self.steps_done // self.sampler.steps_per_epoch
+        return self.step_count // self.sampler.steps_per_epoch
+
+    @property
+    def epoch_ended(self) -> bool:
+        """Whether the last step was the last one of its epoch."""
+        return self.step_count > 0 and self.step_count % self.sampler.steps_per_epoch == 0
 
     @property
     def total_steps(self) -> int:
@@ -107,6 +111,11 @@ class SupervisedLearner:
         if optimizer.schedule == "cosine":
             return cosine(epoch, self.epochs)
         return piecewise(epoch, optimizer.milestones or (), optimizer.factor or 1.0)
+
+    @property
+    def finished(self) -> bool:
+        """Whether the training budget is used up."""
+        return self.step_count >= self.total_steps
 
     @property
     def learning_rate(self) -> float:
@@ -200,11 +209,11 @@ class SupervisedLearner:
         """Take the step whose gradient the parameters hold."""
         self.optimizer.step()
         self.method.after_update(step)
-        if not self.config.sync_bn:
+        if not self.config.learner.sync_bn:
             average_statistics(self.model, self.world)
         if self.average is not None:
             self.average.update_parameters(self.model)
-        self.steps_done += 1
+        self.step_count += 1
 
     @at_the_door
     def state_dict(self) -> dict[str, Any]:
@@ -215,7 +224,7 @@ class SupervisedLearner:
             "optimizer": self.optimizer.state_dict(),
             "sampler": self.sampler.state_dict(),
             "generators": {name: source.get_state() for name, source in self.generators.items()},
-            "step": self.steps_done,
+            "step": self.step_count,
             "learning_rate_scale": self.learning_rate_scale,
         }
 
@@ -235,7 +244,7 @@ class SupervisedLearner:
 
     def _take_state(self, state: Mapping[str, Any]) -> None:
         load_parts(self._owners(), state)
-        self.steps_done = state["step"]
+        self.step_count = state["step"]
         self.learning_rate_scale = float(state["learning_rate_scale"])
         self.average = None
         if state["ema"] is not None:
@@ -249,7 +258,7 @@ class SupervisedLearner:
         if bool(torch.isfinite(loss) & torch.isfinite(length)):
             return length
         raise Diverged(
-            f"training diverged at step {self.steps_done}: the loss is {loss.item()}, the gradient's length "
+            f"training diverged at step {self.step_count}: the loss is {loss.item()}, the gradient's length "
             f"{length.item()}; lower {self.rate_field} (now {self.optimizer.param_groups[0]['lr']:g}), or set "
             "run.on_divergence to rollback"
         )
@@ -272,3 +281,13 @@ def _signs(step: Step) -> dict[str, Tensor]:
         spread = step.world.mean_of_known(logits.detach().std(0).mean())
         signs |= {} if spread is None else {"logit_spread": spread}
     return signs
+
+
+def _require_usable_rest(config: RPATConfig, images: int, ranks: int) -> None:
+    """Raise ConfigError unless a last batch that is kept can be shared by the ranks and has a variance."""
+    rest = images % config.batch_size
+    if not config.drop_last and rest and (rest == 1 or rest % ranks):
+        raise ConfigError(
+            f"drop_last: the last batch of an epoch would have {rest} of the {images} images; it needs 2 or more and a "
+            f"multiple of the {ranks} processes; set --drop_last true or change --validation.size"
+        )

@@ -7,14 +7,14 @@ import torch
 from torch import nn
 
 from astra_env.config.paths import user_path
-from astra_env.config.reading import load_config
 from astra_env.data import ImageDataset
 from astra_env.errors import CheckpointError, ConfigError, KeysDiffer
 from astra_env.models import NETWORKS, NORMALIZATIONS, load_official
 from astra_env.models.layers import ChannelStatistics
 from astra_env.randomness import generator
 from astra_env.storage.checkpoint import load_checkpoint
-from rpat.config import PRESET_PACKAGE, NetworkConfig, RPATConfig
+from rpat.config import NetworkConfig, RPATConfig
+from rpat.resuming import config_of
 
 WEIGHTS: dict[str, tuple[str, str]] = {
     "best": ("best.pt", "model"),
@@ -92,7 +92,7 @@ def load_network(run_dir: str | Path, weights: str = "best") -> tuple[nn.Module,
     if weights not in WEIGHTS:
         raise ConfigError(f"weights: expected one of {', '.join(WEIGHTS)}, got {weights!r}; choose one of them")
     folder = user_path("run_dir", run_dir)
-    config = load_config(RPATConfig, folder / "config.yaml", package=PRESET_PACKAGE)
+    config = config_of(folder)
     file, key = WEIGHTS[weights]
     state = load_checkpoint(folder / "checkpoints" / file)
     if state.get(key) is None or "num_classes" not in state:

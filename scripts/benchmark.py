@@ -18,7 +18,7 @@ DESCRIPTION = """Measure what a step costs: ms per phase, views/s, arithmetic ag
   --what astra        ASTrA's step: plain (masked full batch, weight gradients in the attack, per-view conversion: the
                       official form), exact (the same numbers without the waste), channels_last, folded, bf16, fast
                       (learner.fast), and, when asked for by --modes, tf32, compile and cuda_graphs
-  --what rpat         PGD-AT with robust perception: the official form, ours, ours with run.fast
+  --what rpat         PGD-AT with robust perception: the official form, ours, ours with learner.fast
   --what evaluation   images/s under PGD-20 (and AutoAttack, with --autoattack)
   --what memory       the bytes of ASTrA's step on --views views, from the activations of a small batch
 

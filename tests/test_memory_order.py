@@ -123,7 +123,7 @@ def test_target_network_its_folded_copy_and_its_views_share_the_order(width, las
 
 @pytest.mark.parametrize(("width", "last"), [(4, False), (CHANNEL_BLOCK, True)])
 def test_classifier_and_its_images_share_the_order(width, last):
-    overrides = {"run.channels_last": True, "network.width": width}
+    overrides = {"learner.channels_last": True, "network.width": width}
     config = load_config(RPATConfig, "tiny", overrides, package=PRESET_PACKAGE).resolved()
     learner = SupervisedLearner(config, load_dataset("digits", image_size=8), CPU)
     assert in_channels_last(learner.model.conv1.weight) == last
@@ -160,7 +160,7 @@ def test_tiny_runs_train_in_channels_last(fast):
         for _ in range(3):
             interact(learner, policy)
     settings = load_config(
-        RPATConfig, "tiny", {"run.channels_last": True, "run.fast": fast}, package=PRESET_PACKAGE
+        RPATConfig, "tiny", {"learner.channels_last": True, "learner.fast": fast}, package=PRESET_PACKAGE
     ).resolved()
     classifier = SupervisedLearner(settings, load_dataset("digits", image_size=8), CPU)
     for _ in range(3):

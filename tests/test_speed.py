@@ -85,5 +85,5 @@ def test_compiling_needs_a_copy_to_compile():
         load_config(ExperimentConfig, "tiny", {"learner.compile": "default"})
     with pytest.raises(ConfigError, match=r"learner.compile: expected one of none, default"):
         load_config(ExperimentConfig, "tiny", {"learner.compile": "quick"})
-    with pytest.raises(ConfigError, match=r"run.compile: 'default' compiles .*--run.fast true"):
-        load_config(RPATConfig, "tiny", {"run.compile": "default"}, package=PRESET_PACKAGE)
+    with pytest.raises(ConfigError, match=r"learner.compile: 'default' compiles .*--learner.fast true"):
+        load_config(RPATConfig, "tiny", {"learner.compile": "default"}, package=PRESET_PACKAGE)

@@ -91,7 +91,7 @@ SUITES = {
             "ema.start_epoch": 4,
             "augment.padding": 2,
             "validation.size": 500,
-            "run.channels_last": True,
+            "learner.channels_last": True,
         },
         attacked=200,
         tested=1000,

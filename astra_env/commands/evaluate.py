@@ -10,7 +10,7 @@ from astra_env.config.paths import user_path
 from astra_env.config.reading import build_parser, from_dict, parse_command_line
 from astra_env.errors import ConfigError
 from astra_env.evaluation.campaign.config import EvaluationConfig
-from astra_env.training.interrupts import Interrupted, breaking_off
+from astra_env.training.interrupts import GracefulStop, Interrupted
 
 PRESETS = "astra_env.evaluation.campaign.presets"
 WAIT_SECONDS = 7 * 24 * 3600.0
@@ -51,7 +51,7 @@ def main() -> int:
     progress = not options["quiet"]
     hooks = {"perception": perception_hook(config, out, progress)} if options["perception"] else {}
     choices = {"every": options["every"], "hooks": hooks, "progress": progress}
-    with start(config.device, WAIT_SECONDS) as world, breaking_off():
+    with start(config.device, WAIT_SECONDS) as world, GracefulStop(at_once=True):
         try:
             results = evaluate(config, options["checkpoints"], out, world=world, **choices)
             if world.main:

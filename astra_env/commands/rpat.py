@@ -9,6 +9,7 @@ Under torchrun the batch is split over the processes; started anew by --max-rest
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from astra_env.config.command_line import run_main
 from astra_env.config.paths import given_option, user_path
@@ -17,6 +18,7 @@ from astra_env.distributed import restarted, start
 from astra_env.errors import ConfigError
 from rpat import RPATConfig, Trainer
 from rpat.config import PRESET_PACKAGE
+from rpat.resuming import stored_values
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -28,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # The parser's own --print_config would show the method's settings as null.
     print_config = "--print_config" in arguments
     arguments = [argument for argument in arguments if argument != "--print_config"]
-    values = parse_command_line(parser, _with_stored_config(arguments), package=PRESET_PACKAGE)
+    values = parse_command_line(parser, arguments, package=PRESET_PACKAGE, stored=_values_of_run(arguments))
     run_dir, resume = (values.pop(name) for name in ("run_dir", "resume"))
     config = from_dict(RPATConfig, values).resolved()
     if print_config:
@@ -46,17 +48,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     return trainer.exit_status
 
 
-def _with_stored_config(arguments: list[str]) -> list[str]:
-    """Put the run's own configuration in front when it is resumed, so that nothing has to be given again."""
-    if "--resume" not in arguments:
-        return arguments
-    for index, argument in enumerate(arguments):
-        folder = arguments[index + 1] if argument == "--run_dir" and index + 1 < len(arguments) else None
-        folder = argument.partition("=")[2] if argument.startswith("--run_dir=") else folder
-        stored = user_path("run_dir", folder) / "config.yaml" if folder is not None else None
-        if stored is not None and stored.is_file():
-            return ["--config", str(stored), *arguments]
-    return arguments
+def _values_of_run(arguments: list[str]) -> dict[str, Any]:
+    """Return the settings of the run that is resumed, so that nothing has to be given again; none without a run."""
+    given = given_option(arguments, "run_dir") if "--resume" in arguments else None
+    folder = user_path("run_dir", given) if given is not None else None
+    return stored_values(folder) if folder is not None and (folder / "config.yaml").is_file() else {}
 
 
 def _report(summary: dict, folder: Path) -> str:

@@ -89,6 +89,7 @@ def run_training(
     from astra_env.distributed import ALONE, SharedRun
     from astra_env.evaluation import require_measurable
     from astra_env.learner.make import make_learner, training_images
+    from astra_env.learner.spending import charge_policy
     from astra_env.storage.room import require_room, state_bytes
     from astra_env.storage.run_directory import RunDirectory
     from astra_env.training.trainer import Trainer
@@ -101,6 +102,8 @@ def run_training(
     learner = make_learner(config, training_images(config, world, progress=not quiet and world.main), world)
     context = agents.Context(learner.space, learner.device, config.seed, learner.total_steps, learner.warmup_steps)
     policy = agents.make(config.policy, context=context, **config.policy_args)
+    if learner.meter is not None:
+        charge_policy(learner.meter, policy, learner.target, learner.observation().shape[-1], learner.device)
     require_measurable(learner, config, progress=not quiet and world.main)
     if world.main:
         kept = learner.total_steps // config.run.keep_every if config.run.keep_every else 0
@@ -133,7 +136,9 @@ def start_tracking(run_dir: Path, config_yaml: str) -> None:
 def report(summary: dict[str, Any], run_dir: Path) -> None:
     """Print what a finished run has measured."""
     timing = summary["timing"]
-    print(f"{summary['steps']} steps, {timing.get('views_per_second', 0):.0f} views/s, written to {run_dir}")
+    print(
+        f"{summary['steps']} steps, {summary['compute_spent']:.0f} F per view, {timing.get('views_per_second', 0):.0f} views/s, written to {run_dir}"
+    )
     if summary["probe"] is not None:
         print(f"{summary['measured']}: clean {100 * summary['probe']['clean']['accuracy']:.2f} %")
         for epsilon, accuracy in summary["probe"]["pgd"].items():

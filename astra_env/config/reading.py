@@ -15,10 +15,10 @@ from typing import Any, NoReturn, TypeVar, cast, get_args, get_type_hints
 import jsonargparse
 import yaml
 
+from astra_env.config.dotted import drop_arguments, flat, refuse_renamed, set_dotted
 from astra_env.config.lists import gather, spread
 from astra_env.config.nested_arguments import gather_nested
 from astra_env.config.paths import settled, user_path
-from astra_env.config.plain import plain
 from astra_env.config.safe_yaml import read_yaml
 from astra_env.config.types import bare, complaint
 from astra_env.errors import ConfigError
@@ -85,8 +85,10 @@ def load_config(
         ConfigError: naming the key and value for unknown keys, wrong types and values out of range.
     """
     nested = read_source(source, package)
+    drop_arguments(cls, nested, flat(overrides or {}))
     for key, value in (overrides or {}).items():
-        _set_dotted(nested, key, value)
+        set_dotted(nested, key, value)
+    refuse_renamed(cls, flat(nested))
     check_keys(cls, nested)
     parser = build_parser(cls, package=package)
     try:
@@ -99,14 +101,21 @@ def load_config(
 
 
 def parse_command_line(
-    parser: jsonargparse.ArgumentParser, argv: Sequence[str] | None = None, *, package: str = PRESET_PACKAGE
+    parser: jsonargparse.ArgumentParser,
+    argv: Sequence[str] | None = None,
+    *,
+    package: str = PRESET_PACKAGE,
+    stored: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Parse ``argv`` (default the process's own) and return every value as a nested dictionary.
 
-    ``--config`` takes preset names as well as files. Raises ConfigError instead of exiting.
+    ``--config`` takes preset names as well as files; ``stored`` values, of a run that goes on, come before all of it.
+    Raises ConfigError instead of exiting.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    base: dict[str, Any] = {}
+    base = read_source(stored)
+    _require_plain(parser, "the run", base)
+    before = [f"--config={yaml.safe_dump(base)}"] if stored else []
     for index, argument in enumerate(arguments):
         if argument == "--config" and index + 1 < len(arguments):
             path = _checked_file(parser, arguments[index + 1], package)
@@ -117,14 +126,21 @@ def parse_command_line(
         else:
             continue
         for key, value in read_source(path, package).items():
-            _set_dotted(base, key, value)
+            set_dotted(base, key, value)
     several = [name for action in parser._actions if action.nargs in ("+", "*") for name in action.option_strings]
     arguments = spread(arguments, several)
     schema = getattr(parser, "schema", None)
     if schema is not None:
-        arguments = gather_nested(gather(arguments, schema), schema, base)
+        refuse_renamed(schema, [*flat(base), *(name[2:].partition("=")[0] for name in arguments if name[:2] == "--")])
+        arguments = gather(arguments, schema)
+        named = dict(zip(arguments, [*arguments[1:], ""], strict=True)) | dict(
+            argument.split("=", 1) for argument in arguments if argument.startswith("--") and "=" in argument
+        )
+        dropped = drop_arguments(schema, base, {name[2:]: value for name, value in named.items() if name[:2] == "--"})
+        arguments = _with_empty(arguments, dropped)
+        arguments = gather_nested(arguments, schema, base)
     try:
-        namespace = parser.parse_args(arguments)
+        namespace = parser.parse_args([*before, *arguments])
     except (jsonargparse.ArgumentError, TypeError, ValueError, KeyError) as error:
         if isinstance(error, ConfigError):
             raise
@@ -134,18 +150,30 @@ def parse_command_line(
     return values
 
 
+def _with_empty(arguments: list[str], names: Sequence[str]) -> list[str]:
+    """Return command-line arguments that set ``names`` to {} after the configuration files and before the rest."""
+    last = max(
+        (index + (word == "--config") for index, word in enumerate(arguments) if word[:8] == "--config"), default=-1
+    )
+    return [*arguments[: last + 1], *(f"--{name}={{}}" for name in names), *arguments[last + 1 :]]
+
+
 def _checked_file(parser: jsonargparse.ArgumentParser, name: str, package: str) -> Path:
-    """Return the path of a configuration file that stands for itself: the parser would follow names of other files."""
+    """Return the path of a configuration file that stands for itself."""
     path = find_config(name, package)
-    values = read_source(path, package)
+    _require_plain(parser, str(path), read_source(path, package))
+    return path
+
+
+def _require_plain(parser: jsonargparse.ArgumentParser, name: str, values: Mapping[str, Any]) -> None:
+    """Raise ConfigError for values that stand for other files: the parser would follow their names."""
     if "config" in values:
         raise ConfigError(
-            f"config: {path} names another configuration, {values['config']!r}; copy its settings instead"
+            f"config: {name} names another configuration, {values['config']!r}; copy its settings instead"
         )
     schema = getattr(parser, "schema", None)
     if schema is not None:
         _require_sections(schema, values, "")
-    return path
 
 
 def _require_sections(cls: type, values: Mapping[str, Any], section: str) -> None:
@@ -176,7 +204,7 @@ def read_source(source: str | Path | Mapping[str, Any] | None, package: str = PR
     if isinstance(source, Mapping):
         nested: dict[str, Any] = {}
         for key, value in source.items():
-            _set_dotted(nested, str(key), value)
+            set_dotted(nested, str(key), value)
         return nested
     path = find_config(source, package)
     values = read_yaml(path, ConfigError)
@@ -189,7 +217,8 @@ def check_keys(cls: type, values: Any, section: str = "") -> None:
     """Raise ConfigError for the first key of nested ``values`` that the dataclass ``cls`` does not have."""
     if not isinstance(values, Mapping):
         raise ConfigError(f"{section}: expected a section of settings, got {values!r}")
-    hints = get_type_hints(cls)
+    known = {item.name for item in dataclasses.fields(cls)}
+    hints = {name: hint for name, hint in get_type_hints(cls).items() if name in known}
     for key, value in values.items():
         name = f"{section}.{key}" if section else str(key)
         if key not in hints:
@@ -249,16 +278,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(entry) for entry in value]
     return value
-
-
-def _set_dotted(nested: dict[str, Any], key: str, value: Any) -> None:
-    *sections, name = key.split(".")
-    for section in sections:
-        nested = nested.setdefault(section, {})
-        if not isinstance(nested, dict):
-            raise ConfigError(f"{key}: {section!r} is not a section")
-    if isinstance(value, Mapping) and isinstance(nested.get(name), dict):
-        for inner, entry in value.items():
-            _set_dotted(nested[name], str(inner), entry)
-    else:
-        nested[name] = plain(value, key)

@@ -4,16 +4,12 @@ Values come from the dataclass defaults, then a preset or YAML file, then dotted
 :mod:`astra_env.config.reading` for how they are read.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
-from astra_env.config.checks import (
-    CompileMode,
-    at_least,
-    one_of,
-    require_attackable_in_training_mode,
-    require_compilable,
-)
+from astra_env.config.checks import at_least, one_of, require_attackable_in_training_mode, require_compilable
+from astra_env.config.options import RunOptions, SpeedOptions
 from astra_env.config.paths import PATH, path_keys
 from astra_env.config.types import (
     ClosedUnitInterval,
@@ -127,7 +123,7 @@ class StrategyConfig:
 
 
 @dataclass
-class LearnerConfig:
+class LearnerConfig(SpeedOptions):
     """Adversarial training of the target network.
 
     Batch size, length, learning rate, momentum, weight decay, norm, reward, precision and what else is about speed are
@@ -186,22 +182,8 @@ class LearnerConfig:
     outcomes or module:attribute."""
     reward_args: dict[str, Any] = field(default_factory=dict)
     """Arguments of the reward."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """fp32, or bf16 for autocast with float32 losses and perturbations."""
-    channels_last: bool = False
-    """Keep the network and the views in channels-last memory order; not on a CPU if narrower than 16."""
     accumulate: PositiveInt = 1
     """Chunks in which a process works off the batch when memory is short; negatives stay global (GradCache)."""
-    sync_bn: bool = False
-    """Of several processes on CUDA: normalise by the whole batch (SyncBatchNorm); else each by its own rows."""
-    fold_batchnorm: bool = False
-    """Attack a copy of the network whose BatchNorms are folded into its weights: equal up to rounding, faster."""
-    compile: CompileMode = "none"
-    """torch.compile mode of that copy: none, default, reduce-overhead (CUDA graphs) or max-autotune."""
-    tf32: bool | None = None
-    """Allow or forbid TF32 products on CUDA; default PyTorch's own choice."""
-    fast: bool = False
-    """Use what pays on the device: bf16 where it has instructions for it, channels_last, fold_batchnorm, tf32."""
 
 
 @dataclass
@@ -246,30 +228,28 @@ class ProbeConfig:
 
 
 @dataclass
-class RunConfig:
+class RunConfig(RunOptions):
     """What a run writes, and how often."""
 
-    log_every: PositiveInt = 10
-    """Steps between lines of metrics.jsonl."""
     image_every: NonNegativeInt = 0
     """Steps between image grids in TensorBoard; 0 for only the last step."""
     checkpoint_every: PositiveInt = 500
     """Steps between checkpoints."""
-    keep_every: NonNegativeInt = 0
-    """Steps between checkpoints that are kept for good; 0 to keep only the last ones."""
-    timeout_seconds: PositiveFinite = 600.0
-    """Of several processes: how long each waits for the others before it ends with an error."""
-    on_divergence: Literal["raise", "rollback"] = "raise"
-    """raise, or rollback: restore the last checkpoint and continue at half the learning rate."""
-    threads: PositiveInt | None = None
-    """CPU threads, in environments too; default the process's own number, which may round otherwise."""
-    deterministic: bool = False
-    """Use deterministic kernels only; matters on CUDA, where others are faster (on the CPU a run repeats anyway)."""
 
 
 @dataclass
 class ExperimentConfig:
     """Everything a run under a policy's attacks depends on."""
+
+    renamed: ClassVar[Mapping[str, str]] = {"learner.kind_args.norm": "learner.norm"}
+    """Keys of version 0.1.0 and what they are called now."""
+    arguments_of: ClassVar[Mapping[str, str]] = {
+        "policy": "policy_args",
+        "learner.kind": "learner.kind_args",
+        "learner.objective": "learner.objective_args",
+        "learner.reward": "learner.reward_args",
+    }
+    """Names, and the arguments that are written for what they name; they go when another one is named."""
 
     seed: int = 3407
     """Seed of every generator of the run."""

@@ -3,12 +3,18 @@
 import os
 import signal
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal asked work to stop that is broken off where it is and keeps what it has written."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"signal {number}")
+        self.exit_status = 128 + number
 
 
 class GracefulStop:
@@ -17,9 +23,13 @@ class GracefulStop:
     Use as a context manager around a loop that looks at :attr:`requested` after each step, writes its checkpoint and
     leaves with :attr:`exit_status`: 128 plus the signal's number (130 for SIGINT, 143 for SIGTERM). Outside the main
     thread, where Python allows no handlers, it does nothing.
+
+    Args:
+        at_once: raise :class:`Interrupted` wherever the work is; for work whose files are whole at every moment.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, at_once: bool = False) -> None:
+        self.at_once = at_once
         self.signal_number: int | None = None
         self._previous: dict[int, Any] = {}
 
@@ -49,36 +59,5 @@ class GracefulStop:
         if self.requested:
             os._exit(128 + number)
         self.signal_number = number
-
-
-class Interrupted(KeyboardInterrupt):
-    """A signal asked work to stop that is broken off where it is and keeps what it has written."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(f"signal {number}")
-        self.exit_status = 128 + number
-
-
-@contextmanager
-def breaking_off() -> Iterator[None]:
-    """Let the first SIGINT or SIGTERM raise :class:`Interrupted` wherever the work is; a second one ends the process.
-
-    For work whose files are whole at every moment. Outside the main thread it does nothing.
-    """
-    came: list[int] = []
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        if came:
-            os._exit(128 + number)
-        came.append(number)
-        raise Interrupted(number)
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    previous = {number: signal.signal(number, handle) for number in SIGNALS}
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+        if self.at_once:
+            raise Interrupted(number)

@@ -1,10 +1,10 @@
 """From an experiment's configuration to that of the supervised training inside it."""
 
 import math
-from collections.abc import Iterator, Mapping
-from typing import Any, get_type_hints
+from dataclasses import fields
 
-from astra_env.compute import SpeedOptions
+from astra_env.config.dotted import flat
+from astra_env.config.options import SpeedOptions
 from astra_env.config.reading import load_config, to_dict
 from astra_env.config.schema import ExperimentConfig, LearnerConfig
 from astra_env.errors import ConfigError
@@ -13,24 +13,18 @@ from rpat.config import PRESET_PACKAGE, RPATConfig
 from rpat.methods import Method, Progress
 
 PREFIX = "learner.kind_args"
+SHARED = ("seed", "device", "data", "run", "learner")
+"""What both configurations call by one name."""
+LEARNER = ("batch_size", "epochs", "norm", "optimizer.learning_rate", "optimizer.momentum", "optimizer.weight_decay")
+"""What an experiment says in its section ``learner``, by the last part of the name."""
 ELSEWHERE = {
-    "seed": "seed",
-    "device": "device",
-    "data": "data",
-    "batch_size": "learner.batch_size",
-    "epochs": "learner.epochs",
-    "optimizer.learning_rate": "learner.learning_rate",
-    "optimizer.momentum": "learner.momentum",
-    "optimizer.weight_decay": "learner.weight_decay",
-    "norm": "learner.norm",
     "epsilon": "strategy.epsilon, from which the policy chooses",
     "steps": "strategy.steps, from which the policy chooses",
     "step_size": "strategy.step_size, from which the policy chooses",
     "test": "probe",
-    "run": "run, and learner for precision, channels_last and the like",
     "validation": "nothing: no model is selected during the run",
 }
-"""Settings of a supervised run that an experiment says in a place of its own."""
+"""What an experiment says otherwise, or not at all."""
 
 
 def supervised_config(config: ExperimentConfig, images: int) -> RPATConfig:
@@ -45,9 +39,8 @@ def supervised_config(config: ExperimentConfig, images: int) -> RPATConfig:
     """
     options = config.learner
     given = options.kind_args
-    for name in _names(given):
-        place = next((ELSEWHERE[key] for key in ELSEWHERE if name == key or name.startswith(f"{key}.")), None)
-        if place is not None:
+    for name in flat(given):
+        if place := _place(name):
             raise ConfigError(f"{PREFIX}.{name}: remove it; the place for it is {place}")
     if options.objective != LearnerConfig().objective:
         raise ConfigError(
@@ -57,13 +50,9 @@ def supervised_config(config: ExperimentConfig, images: int) -> RPATConfig:
         "seed": config.seed,
         "device": config.device,
         "data": to_dict(config.data),
-        "batch_size": options.batch_size,
+        "learner": {option.name: getattr(options, option.name) for option in fields(SpeedOptions)},
+        **{name: getattr(options, name.rpartition(".")[2]) for name in LEARNER},
         "epochs": epochs_of(options, images),
-        "norm": options.norm,
-        "optimizer.learning_rate": options.learning_rate,
-        "optimizer.momentum": options.momentum,
-        "optimizer.weight_decay": options.weight_decay,
-        **{f"run.{name}": getattr(options, name) for name in get_type_hints(SpeedOptions)},
     }
     try:
         settled = load_config(RPATConfig, given, values, package=PRESET_PACKAGE).resolved()
@@ -84,6 +73,15 @@ def epochs_of(options: LearnerConfig, images: int) -> int:
     return math.ceil(options.total_steps / max(1, images // options.batch_size))
 
 
+def _place(name: str) -> str | None:
+    """Return where an experiment says what is called ``name`` in a supervised run; None for what has no other place."""
+    name = RPATConfig.renamed.get(name, name)
+    section = name.partition(".")[0]
+    if name in LEARNER:
+        return f"learner.{name.rpartition('.')[2]}"
+    return name if section in SHARED else ELSEWHERE.get(section)
+
+
 def _require_own_attack(config: RPATConfig, method: Method) -> None:
     """Raise ConfigError for a method that would change the attack's strength, which the policy chooses."""
     none, last = Attack(0.0, 0.0, 0, config.norm), (config.epochs or 1) - 1
@@ -93,12 +91,3 @@ def _require_own_attack(config: RPATConfig, method: Method) -> None:
             f"{PREFIX}.method_args: {config.method} is told to strengthen its attack during the run, but the policy "
             "chooses the attack; remove that"
         )
-
-
-def _names(values: Mapping[str, Any], section: str = "") -> Iterator[str]:
-    """Yield the dotted name of every value of a nested mapping, and of every empty section."""
-    for key, value in values.items():
-        if isinstance(value, Mapping) and value:
-            yield from _names(value, f"{section}{key}.")
-        else:
-            yield f"{section}{key}"

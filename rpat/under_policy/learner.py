@@ -73,13 +73,13 @@ class StrategyLearner(Learner):
     @property
     def step_count(self) -> int:
         """Steps of the budget used up."""
-        return self.supervised.steps_done
+        return self.supervised.step_count
 
     @step_count.setter
     def step_count(self, count: int) -> None:
         # What was drawn depends on the epoch (AutoAugment), so it is drawn anew.
         self._undraw()
-        self.supervised.steps_done = count
+        self.supervised.step_count = count
 
     @property
     def learning_rate(self) -> float:

@@ -60,7 +60,7 @@ def test_a_self_supervised_step_reads_the_step_counts_and_nothing_else(digits, o
 
 @pytest.mark.parametrize("method", ["pgd_at", "trades", "mart", "consistency", "rebat"])
 def test_a_supervised_step_reads_the_step_counts_and_whether_it_diverged(digits, method):
-    overrides = {"method": method, "ema.start_epoch": 0, "run.fold_batchnorm": method == "pgd_at"}
+    overrides = {"method": method, "ema.start_epoch": 0, "learner.fold_batchnorm": method == "pgd_at"}
     config = load_config(RPATConfig, "tiny", overrides, package=PRESET_PACKAGE).resolved()
     made = SupervisedLearner(config, digits, torch.device("cpu"))
     made.step()

@@ -6,19 +6,14 @@ from dataclasses import replace
 import pytest
 import yaml
 
-from astra_env.config.reading import from_dict, load_config, presets, read_source, to_dict, to_yaml
+from astra_env.config.reading import from_dict, load_config, presets, to_dict, to_yaml
 from astra_env.errors import ConfigError, InputError
 from rpat.config import PRESET_PACKAGE, RPATConfig
 from rpat.schedules import cosine, default_milestones, piecewise
 
 
 def config(source=None, **overrides):
-    """The configuration without the command-line parser, which is slow and tested with the script."""
-    values = read_source(source, PRESET_PACKAGE)
-    for key, value in overrides.items():
-        section, _, name = key.rpartition(".")
-        (values.setdefault(section, {}) if section else values)[name] = value
-    return from_dict(RPATConfig, values)
+    return load_config(RPATConfig, source, overrides, package=PRESET_PACKAGE)
 
 
 @pytest.mark.parametrize("name", presets(PRESET_PACKAGE))
@@ -101,21 +96,21 @@ def test_learning_rate_falls_at_the_milestones_of_both_lengths():
                 "method": "rebat",
                 "ema.start_epoch": 0,
                 "method_args": {"attack_mode": "train"},
-                "run.fold_batchnorm": True,
+                "learner.fold_batchnorm": True,
             },
-            r"^method_args.attack_mode: rebat attacks .* cannot be folded .*; set run.fold_batchnorm false or",
+            r"^method_args.attack_mode: rebat attacks .* cannot be folded .*; set learner.fold_batchnorm false or",
         ),
         (
             {"network.normalize": "cifar"},
-            r"^network.normalize: expected one of data, none, imagenet, cifar10, cifar100",
+            r"^network.normalize: expected one of none, data, imagenet, cifar10, cifar100",
         ),
-        ({"rp_rate": 1.5}, r"^rp_rate: expected a share in \[0, 1\], got 1.5"),
+        ({"rp_rate": 1.5}, r"^rp_rate: expected a number in \[0, 1\], got 1.5"),
         ({"rp_weight": -1.0}, r"^rp_weight: expected a finite number >= 0, got -1"),
         ({"optimizer.milestones": [9, 3]}, r"^optimizer.milestones: expected rising epochs >= 0, got \[9, 3\]"),
         ({"augment.autoaugment": "late"}, r"^augment.autoaugment: expected one of never, always, second_half"),
         ({"network.name": "vgg"}, r"^network: expected one of bottleneck_resnet26"),
         ({"steps": -1}, r"^steps: expected an integer >= 0, got -1"),
-        ({"epochs": 0}, r"^epochs: expected a finite number >= 1, got 0"),
+        ({"epochs": 0}, r"^epochs: expected an integer >= 1, got 0"),
         ({"optimizer.learning_rate": 0.0}, r"^optimizer.learning_rate: expected a finite number > 0, got 0"),
     ],
 )

@@ -16,6 +16,7 @@ from astra_env.errors import CheckpointError, ConfigError, DataError, Diverged, 
 from astra_env.evaluation import clean_accuracy
 from astra_env.storage.checkpoint import load_checkpoint, save_checkpoint
 from rpat import METHODS, RPATConfig, Trainer, load_network
+from rpat.callbacks import Accuracies
 from rpat.config import PRESET_PACKAGE
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -72,7 +73,7 @@ def test_a_run_broken_off_anywhere_resumes_bit_for_bit(tmp_path, method, steps):
 
     def stop_after():
         terms = original()
-        if broken.learner.steps_done == steps:
+        if broken.learner.step_count == steps:
             os.kill(os.getpid(), signal.SIGTERM)
         return terms
 
@@ -119,7 +120,7 @@ def test_the_average_takes_the_statistics_that_the_pass_after_the_update_leaves(
 
 
 def test_fast_runs_do_without_a_folded_copy_when_the_attack_is_in_training_mode():
-    settings = {"method": "rebat", "ema.start_epoch": 0, "run.fast": True, "run.precision": "fp32"}
+    settings = {"method": "rebat", "ema.start_epoch": 0, "learner.fast": True, "learner.precision": "fp32"}
     folded = trainer(**settings).learner
     unfolded = trainer(**settings, method_args={"attack_mode": "train"}).learner
     assert folded.speed.fold_batchnorm
@@ -264,7 +265,9 @@ def test_divergence_stops_before_the_weights_are_spoilt():
 
 
 def test_mixed_precision_and_memory_format_train_too():
-    summary = trainer(**{"run.precision": "bf16", "run.channels_last": True, "epochs": 1, "ema.enabled": False}).fit()
+    summary = trainer(
+        **{"learner.precision": "bf16", "learner.channels_last": True, "epochs": 1, "ema.enabled": False}
+    ).fit()
     assert summary["finished"]
 
 
@@ -273,7 +276,8 @@ def test_validating_network_and_average_costs_less_than_a_tenth_of_an_epoch_of_c
     run.learner.model.register_forward_hook(
         lambda module, inputs, output: passes.append(len(inputs[0]) * (2 if torch.is_grad_enabled() else 1))
     )
-    run._validate(0)
+    (accuracies,) = (callback for callback in run.callbacks if isinstance(callback, Accuracies))
+    accuracies.validate(run, 0)
     per_image = sum(passes) / len(run.validation)
     assert per_image == 22
     step, train_images, networks, size = 29, 49_000, 2, load_preset("cifar10_linf").validation.size

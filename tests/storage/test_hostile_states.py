@@ -114,7 +114,7 @@ def test_a_run_refuses_any_damage_to_its_checkpoint_and_neither_it_nor_a_file_ch
             assert contents(folder) == files
 
     try:
-        refuses(load, trainer._state, data, lambda path: path[0] in spare or is_buffer(path))
+        refuses(load, trainer.state_dict, data, lambda path: path[0] in spare or is_buffer(path))
     finally:
         last.write_bytes(whole)
         trainer.run._cut_to = None
@@ -333,7 +333,7 @@ def test_code_is_imported_only_from_the_configuration_and_named_before(tmp_path,
 
 
 def test_what_a_checkpoint_says_of_its_policy_is_compared_never_imported(trainer, monkeypatch):
-    state = {**copy.deepcopy(trainer._state()), "policy_name": "mine:Policy", "config": {"policy": "mine:Policy"}}
+    state = {**copy.deepcopy(trainer.state_dict()), "policy_name": "mine:Policy", "config": {"policy": "mine:Policy"}}
     monkeypatch.setattr(trainer.run, "restore", lambda: state)
     with pytest.raises(CheckpointError, match="chosen by policy 'mine:Policy'"):
         trainer.restore()

@@ -6,6 +6,8 @@ the sign of one that is nearly zero.
 
 import importlib
 import json
+import os
+import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +32,7 @@ from astra_env.learner.contrastive import ContrastiveLearner
 from astra_env.learner.protocol import interact
 from astra_env.storage.run_directory import RunDirectory
 from astra_env.strategy import Attack, AttackStrategy
+from astra_env.training.loop import Callback, Loop
 from astra_env.training.trainer import Trainer
 from rpat import Trainer as SupervisedTrainer
 
@@ -114,18 +117,26 @@ def unused_branch(world: World) -> torch.Tensor:
     return weights(learner.target)
 
 
+class SignalAt(Callback):
+    """Sends rank 0 a signal after a step."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step(self, loop: Loop, report: Any) -> None:
+        if loop.world.main and loop.learner.step_count == self.step:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
 def train(world: World, place: Path, until: int, resume: bool = False) -> dict[str, Any]:
-    """Run the trainer in ``place`` up to a step and save, as a signal after it would have it."""
+    """Run the trainer in ``place`` up to a step, after which rank 0 gets a signal."""
     learner, policy = learner_and_policy(world)
     config = learner.config
     with SharedRun(world, place, lambda: RunDirectory(place, to_yaml(config), resume=resume)) as run:
-        trainer = Trainer(config, learner, policy, run, progress=False)
+        trainer = Trainer(config, learner, policy, run, callbacks=[SignalAt(until)], progress=False)
         assert trainer.restore() == resume
         began = learner.step_count
-        with trainer._bar() as bar:
-            while learner.step_count < until:
-                trainer._step(bar)
-        trainer._save()
+        assert trainer.fit() == 128 + signal.SIGTERM
         lines = run.metrics()
     return {"began": began, "weights": weights(learner.target), "policy": weights(policy.network), "lines": lines}
 

@@ -30,8 +30,7 @@ def at_step(learner, step, action):
     original, done = learner.step, []
 
     def stepped(*arguments):
-        count = learner.step_count if hasattr(learner, "step_count") else learner.steps_done
-        if count == step and not done:
+        if learner.step_count == step and not done:
             done.append(step)
             action()
         return original(*arguments)
