@@ -136,9 +136,8 @@ def start_tracking(run_dir: Path, config_yaml: str) -> None:
 def report(summary: dict[str, Any], run_dir: Path) -> None:
     """Print what a finished run has measured."""
     timing = summary["timing"]
-    print(
-        f"{summary['steps']} steps, {summary['compute_spent']:.0f} F per view, {timing.get('views_per_second', 0):.0f} views/s, written to {run_dir}"
-    )
+    spent, rate = f"{summary['compute_spent']:.0f} F per view", timing.get("views_per_second", 0)
+    print(f"{summary['steps']} steps, {spent}, {rate:.0f} views/s, written to {run_dir}")
     if summary["probe"] is not None:
         print(f"{summary['measured']}: clean {100 * summary['probe']['clean']['accuracy']:.2f} %")
         for epsilon, accuracy in summary["probe"]["pgd"].items():
