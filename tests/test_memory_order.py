@@ -172,7 +172,7 @@ def test_an_older_processor_trains_too():
     if os.environ.get("ONEDNN_MAX_CPU_ISA"):
         pytest.skip("this run is held to older instructions already")
     chosen = "gradients or tiny_runs or (host_reads and step_reads)"
-    files = [str(ROOT / "tests" / name) for name in ("test_memory_order.py", "test_host_reads.py")]
+    files = [str(ROOT / "tests" / name) for name in ("test_memory_order.py", "learner/test_host_reads.py")]
     result = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:xdist", "-p", "no:cacheprovider", "-k", chosen, *files],
         cwd=ROOT,

@@ -243,6 +243,8 @@ def _link_over(source: Path, target: Path) -> None:
         write_atomically(target, source.read_bytes())
     else:
         os.replace(temporary, target)
+        # Does nothing where both are names of one file: a process died between this and writing the next checkpoint.
+        temporary.unlink(missing_ok=True)
 
 
 def _whole_number(value: Any, path: Path) -> int:
