@@ -1,6 +1,6 @@
 """Supervised adversarial training, one step at a time; everything a checkpoint must hold lives here."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from astra_env.compute import Speed, memory_order, tf32
 from astra_env.data import BatchSampler, ImageDataset
 from astra_env.distributed import ALONE, SharedGradients, World, average_statistics, with_shared_statistics
 from astra_env.errors import ConfigError, Diverged
+from astra_env.learner.spending import ComputeMeter
 from astra_env.modes import at_the_door
 from astra_env.randomness import derive_seed, generator
 from astra_env.storage.state import Either, load_or_undo, load_parts, require_scale, require_state
@@ -21,6 +22,8 @@ from rpat.config import RPATConfig
 from rpat.methods import Progress, Step
 from rpat.schedules import cosine, piecewise
 from rpat.weights import build_network
+
+Forward = Callable[[Tensor], Tensor]
 
 
 class SupervisedLearner:
@@ -89,10 +92,24 @@ class SupervisedLearner:
         )
         self.step_count = 0
         self.learning_rate_scale = 1.0
+        self._counted: Callable[[Forward], Forward] = lambda forward: forward
+        self._share: Callable[[], float] | None = None
+
+    def follow_compute(self, meter: ComputeMeter, share: Callable[[], float] | None) -> None:
+        """Have the network's passes counted, and epochs follow a budget of compute.
+
+        Args:
+            meter: counts.
+            share: returns the share of the budget used up, of which each epoch gets as much; None for epochs of steps.
+        """
+        meter.watch(self.model)
+        self._counted, self._share = meter.counted, share
 
     @property
     def epoch(self) -> int:
         """The epoch, from 0, that the next step belongs to."""
+        if self._share is not None:
+            return min(self.epochs - 1, int(self._share() * self.epochs))
         return self.step_count // self.sampler.steps_per_epoch
 
     @property
@@ -181,7 +198,9 @@ class SupervisedLearner:
             average=self.average,
             progress=progress,
             autocast=self.speed.autocast,
-            attacked=None if self._attacked is None else self._attacked.forward(self._rows * self.method.views),
+            attacked=None
+            if self._attacked is None
+            else self._counted(self._attacked.forward(self._rows * self.method.views)),
             world=self.world,
             views=self.method.views,
         )

@@ -19,7 +19,7 @@ from astra_env.errors import ConfigError
 from astra_env.learner.adversary import Adversary
 from astra_env.learner.held_out import EncoderHeldOut
 from astra_env.learner.minibatches import Minibatches
-from astra_env.learner.outcome import Outcome, Progress, Reference, hold_out
+from astra_env.learner.outcome import NOTHING_SPENT, Outcome, Progress, Reference, hold_out, not_tried
 from astra_env.learner.protocol import Learner, StepReport
 from astra_env.learner.spending import ComputeMeter, training_length
 from astra_env.models import Target, load_official
@@ -203,10 +203,7 @@ class ContrastiveLearner(Learner):
         Raises ConfigError for a reward of the outcome, which only training shows.
         """
         if self.outcome is not None:
-            raise ConfigError(
-                f"learner.reward: {self.config.learner.reward!r} is measured by training, so no attack can be tried "
-                "without it; choose a reward of damage, or a policy that learns from the steps themselves (norm group)"
-            )
+            raise ConfigError(not_tried(self.config.learner.reward))
         self._prepare_all()
         with tf32(self.speed.tf32):
             batch = self.batch()
@@ -271,7 +268,7 @@ class ContrastiveLearner(Learner):
         Raises CheckpointError, and changes nothing, when it is damaged or belongs to something else.
         """
         own = self.state_dict()
-        state = {"compute": {"passes": 0.0, "spent": 0.0}, "outcome": {}, **state}  # version 0.1.0 had neither
+        state = {**NOTHING_SPENT, **state}
         require_state(state, {**own, **self._owners()}, others=True)
         require_scale("learning_rate_scale", state["learning_rate_scale"])
         load_or_undo(state, own, self._take_state, "this learner")

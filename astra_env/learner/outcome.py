@@ -225,6 +225,18 @@ def register_outcomes(registry: Registry[Any]) -> None:
 register_outcomes(REWARDS)
 
 
+NOTHING_SPENT: Mapping[str, Any] = {"compute": {"passes": 0.0, "spent": 0.0}, "outcome": {}}
+"""What a learner's state of version 0.1.0 did not have."""
+
+
+def not_tried(reward: str) -> str:
+    """Return the message of a learner that is to try an attack for a reward of the outcome."""
+    return (
+        f"learner.reward: {reward!r} is measured by training, so no attack can be tried without it; choose a reward of "
+        "damage, or a policy that learns from the steps themselves (norm group)"
+    )
+
+
 class Outcome:
     """Measures an outcome reward while a learner trains.
 

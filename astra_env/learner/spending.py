@@ -101,20 +101,23 @@ class ComputeMeter:
         self.passes += passes * len(views) * weight
 
 
-def training_length(config: ExperimentConfig, space: StrategySpace, steps_per_epoch: int) -> int:
+def training_length(
+    config: ExperimentConfig, space: StrategySpace, steps_per_epoch: int, *, cheapest: float = TRAINING_PASSES
+) -> int:
     """Return the length of a training in steps: an estimate, for schedules, when it is given as ``learner.budget``.
 
-    Raises ConfigError for a budget that does not pay for a step.
+    ``cheapest``: F per view of a step without an attack. Raises ConfigError for a budget that does not pay for a step.
     """
     options = config.learner
     if options.budget is None:
         return options.total_steps or options.epochs * steps_per_epoch
-    cheapest, mean = (TRAINING_PASSES + 2 * steps for steps in (min(space.steps), sum(space.steps) / len(space.steps)))
-    if options.budget < cheapest:
+    least = cheapest + 2 * min(space.steps)
+    if options.budget < least:
         raise ConfigError(
-            f"learner.budget: expected at least the {cheapest:g} F that the cheapest step costs, got {options.budget:g}"
+            f"learner.budget: expected at least the {least:g} F that the cheapest step costs, got {options.budget:g}"
         )
-    return max(1, round(options.budget / (mean + 1)))
+    mean = cheapest + 2 * sum(space.steps) / len(space.steps) + 1
+    return max(1, round(options.budget / mean))
 
 
 def flops(network: nn.Module, views: Tensor) -> int:

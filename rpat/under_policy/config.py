@@ -27,12 +27,13 @@ ELSEWHERE = {
 """What an experiment says otherwise, or not at all."""
 
 
-def supervised_config(config: ExperimentConfig, images: int) -> RPATConfig:
+def supervised_config(config: ExperimentConfig, length: int, per_epoch: int) -> RPATConfig:
     """Return the settled configuration of the supervised training that an experiment describes.
 
     Args:
         config: the experiment; ``learner.kind_args`` holds what it has no field of its own for.
-        images: how many images it trains on.
+        length: of the training in steps.
+        per_epoch: steps in one pass over its images.
 
     Raises:
         ConfigError: naming the field that cannot be used, or that is said elsewhere.
@@ -52,7 +53,7 @@ def supervised_config(config: ExperimentConfig, images: int) -> RPATConfig:
         "data": to_dict(config.data),
         "learner": {option.name: getattr(options, option.name) for option in fields(SpeedOptions)},
         **{name: getattr(options, name.rpartition(".")[2]) for name in LEARNER},
-        "epochs": epochs_of(options, images),
+        "epochs": math.ceil(length / per_epoch),
     }
     try:
         settled = load_config(RPATConfig, given, values, package=PRESET_PACKAGE).resolved()
@@ -64,13 +65,6 @@ def supervised_config(config: ExperimentConfig, images: int) -> RPATConfig:
             f"{PREFIX}.drop_last: remove it; an environment shows the same number of images in every step"
         )
     return settled
-
-
-def epochs_of(options: LearnerConfig, images: int) -> int:
-    """Return the epochs of a run, the last one begun counting whole."""
-    if options.total_steps is None:
-        return options.epochs
-    return math.ceil(options.total_steps / max(1, images // options.batch_size))
 
 
 def _place(name: str) -> str | None:

@@ -14,8 +14,12 @@ from astra_env.config.schema import ExperimentConfig
 from astra_env.data import ImageDataset
 from astra_env.data.training_images import load_training_images
 from astra_env.distributed import buffers_kept
+from astra_env.errors import ConfigError
 from astra_env.evaluation.measures.batches import require_labels
+from astra_env.learner.outcome import NOTHING_SPENT, Outcome, Reference, hold_out, not_tried
+from astra_env.learner.outcome import Progress as OutcomeProgress
 from astra_env.learner.protocol import Learner, StepReport
+from astra_env.learner.spending import ComputeMeter, training_length
 from astra_env.losses import alignment, uniformity
 from astra_env.randomness import generator
 from astra_env.rewards import make_reward
@@ -24,7 +28,11 @@ from astra_env.strategy import AttackStrategy, StrategySpace
 from rpat.learner import SupervisedLearner
 from rpat.methods import Step, method_class
 from rpat.under_policy.config import supervised_config
+from rpat.under_policy.held_out import ClassifierHeldOut
 from rpat.under_policy.rewards import REWARDS, RewardInputs, logits_of
+
+CHEAPEST_TRAINING = 3.0
+"""F per view of training on attacked images alone, as PGD-AT does."""
 
 
 class StrategyLearner(Learner):
@@ -55,15 +63,29 @@ class StrategyLearner(Learner):
         self.space = StrategySpace.of(config)
         images = dataset if dataset is not None else load_training_images(config.data, self.device, self.split)
         require_labels(images)
-        settings = supervised_config(config, len(images))
+        self.reward = make_reward(config.learner.reward, config.learner.reward_args, REWARDS, config.learner.norm)
+        measurement: Reference | None = getattr(self.reward, "measurement", None)
+        images, held_out = (images, None) if measurement is None else hold_out(images, measurement.images)
+        per_epoch = max(1, len(images) // config.learner.batch_size)
+        length = training_length(config, self.space, per_epoch, cheapest=CHEAPEST_TRAINING)
+        settings = supervised_config(config, length, per_epoch)
         self.norm = settings.norm
-        self.reward = make_reward(config.learner.reward, config.learner.reward_args, REWARDS, self.norm)
+        self.meter: ComputeMeter = ComputeMeter()
         self.supervised = SupervisedLearner(settings, images, self.device, rate_field="learner.learning_rate")
+        self.supervised.follow_compute(self.meter, self._share if config.learner.budget is not None else None)
         self.target = self.supervised.model
-        self.total_steps = config.learner.total_steps or self.supervised.total_steps
+        self.total_steps = length
+        self.outcome: Outcome | None = None
+        if held_out is not None:
+            measured = ClassifierHeldOut(lambda: self.final_network, held_out, self.norm, self.device)
+            self.outcome = Outcome(self.reward, measured, config.env.chunk_steps)
+        self.progress_reward = isinstance(self.reward, OutcomeProgress)
         self.attack_steps = torch.zeros((), dtype=torch.int64, device=self.device)
         self._minibatch: tuple[Tensor, Tensor] | None = None
         self._before_minibatch: dict[str, Any] = {}
+
+    def _share(self) -> float:
+        return self.progress
 
     @classmethod
     def views_per_image(cls, config: ExperimentConfig) -> int:
@@ -125,31 +147,35 @@ class StrategyLearner(Learner):
 
     def try_attack(self, strategy: AttackStrategy) -> Tensor:
         """Return the reward of attacking the next minibatch with ``strategy``; only the attack's generator moves on."""
+        if self.outcome is not None:
+            raise ConfigError(not_tried(self.config.learner.reward))
         with buffers_kept(self.target), tf32(self.supervised.speed.tf32):
-            reward = self._outcome(*self._next_minibatch(), strategy)[0]
+            reward = self._damage(*self._next_minibatch(), strategy)[0]
         self.supervised.optimizer.zero_grad(set_to_none=True)
         return reward
 
-    def _outcome(
+    def _damage(
         self, images: Tensor, labels: Tensor, strategy: AttackStrategy
     ) -> tuple[Tensor, Step, dict[str, Tensor]]:
         """Attack a minibatch and leave the gradient with the network; returns reward, step and what to report."""
         strategy = strategy.for_each(len(images), self.device)
-        step = self.supervised.begin(images, labels, strategy, keep_outputs=True)
+        step = self.supervised.begin(images, labels, strategy.clean_where_idle(), keep_outputs=True)
         step.adversarial = self.supervised.method.attack(step)
         self.attack_steps = self.attack_steps + strategy.steps.sum()
         clean, adv = self._logits(step)
         terms = self.supervised.differentiate(step)
         inputs = self._reward_inputs(step, clean, adv)
-        reward = self.reward(inputs)
+        reward = self.reward(inputs) if self.outcome is None else clean.new_zeros(())
         return reward, step, {**terms, **_shown(step, clean, adv), **inputs.terms}
 
     def _train_on(self, images: Tensor, labels: Tensor, strategy: AttackStrategy) -> StepReport:
-        reward, step, terms = self._outcome(images, labels, strategy)
+        if self.outcome is not None:
+            self.outcome.before_step()
+        reward, step, terms = self._damage(images, labels, strategy)
         report = StepReport(
             step=self.step_count,
             learning_rate=self.learning_rate,
-            strategy=step.strategy,
+            strategy=strategy.for_each(len(images), self.device),
             reward=reward,
             terms=terms,
             views=images,
@@ -157,6 +183,10 @@ class StrategyLearner(Learner):
         )
         self.supervised.update(step)
         self._minibatch = None
+        self.meter.settle()
+        if self.outcome is not None:
+            report.reward = self.outcome.after_step(self.step_count, self.finished)
+            self.meter.settle()
         return report
 
     def state_dict(self) -> dict[str, Any]:
@@ -167,6 +197,8 @@ class StrategyLearner(Learner):
             state["generators"] = {**state["generators"], "augment": self._before_minibatch["augment"]}
         state["target"] = state.pop("model")
         state["attack_steps"] = self.attack_steps.cpu()
+        state["compute"] = self.meter.state_dict()
+        state["outcome"] = {} if self.outcome is None else self.outcome.state_dict()
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -174,8 +206,13 @@ class StrategyLearner(Learner):
 
         Raises CheckpointError, and changes nothing, when it is damaged or belongs to something else.
         """
-        require_state(state, {"target": self.target, "attack_steps": self.attack_steps}, others=True)
+        state = {**NOTHING_SPENT, **state}
+        own = {"target": self.target, "attack_steps": self.attack_steps, "compute": self.meter}
+        require_state(state, own | ({} if self.outcome is None else {"outcome": self.outcome}), others=True)
         self.supervised.load_state_dict({**state, "model": state["target"]})
+        self.meter.load_state_dict(state["compute"])
+        if self.outcome is not None:
+            self.outcome.load_state_dict(state["outcome"])
         self.attack_steps = state["attack_steps"].to(self.device, copy=True)
         self._minibatch = None
 

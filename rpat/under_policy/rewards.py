@@ -15,6 +15,7 @@ from astra_env.attacks import Attack, frozen, supervised_attack
 from astra_env.attacks.engine import ATTACK_MODES
 from astra_env.config.checks import one_of
 from astra_env.errors import ConfigError
+from astra_env.learner.outcome import register_outcomes
 from astra_env.registry import Registry
 from astra_env.strategy import AttackStrategy
 
@@ -189,6 +190,9 @@ class Constant:
     def __call__(self, inputs: RewardInputs) -> Tensor:
         """Return ``value`` as a scalar tensor."""
         return inputs.adv_logits.new_full((), self.value)
+
+
+register_outcomes(REWARDS)
 
 
 def logits_of(model: nn.Module, images: Tensor, autocast: torch.dtype | None = None) -> Tensor:

@@ -84,7 +84,7 @@ def test_an_experiment_is_told_where_it_says_what_an_old_or_new_name_of_its_lear
     for name in (old, new_name(old)):
         config = load_config(ExperimentConfig, "supervised_tiny", {f"learner.kind_args.{name}": OLD[old]})
         with pytest.raises(ConfigError) as caught:
-            supervised_config(config, 128)
+            supervised_config(config, 8, 4)
         place = f"remove it; the place for it is {new_name(old)}"
         assert str(caught.value) == f"learner.kind_args.{name}: {place}"
 

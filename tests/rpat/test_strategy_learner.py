@@ -250,7 +250,8 @@ def test_presets_describe_a_training_without_a_warning(name):
     config = load_config(ExperimentConfig, name)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        settings = supervised_config(config, 50_000)
+        per_epoch = 50_000 // config.learner.batch_size
+        settings = supervised_config(config, config.learner.total_steps or config.learner.epochs * per_epoch, per_epoch)
     assert (settings.method, settings.epochs, settings.batch_size) == (
         "pgd_at",
         config.learner.epochs,
