@@ -137,8 +137,7 @@ def require_makeable(config: ExperimentConfig) -> None:
     from astra_env.strategy import StrategySpace
 
     learner_class(config.learner.kind)
-    grids = config.strategy
-    space = StrategySpace(grids.epsilon, grids.steps, grids.step_size)
+    space = StrategySpace.of(config)
     agents.make(config.policy, context=agents.Context(space, seed=config.seed), **config.policy_args)
 
 

@@ -30,7 +30,7 @@ class Variant:
 def _fixed(epsilon: str, steps: int, step_size: str) -> dict[str, Any]:
     """Return a fixed attack that pays for no reward."""
     attack = {"epsilon": epsilon, "steps": steps, "step_size": step_size}
-    return {"policy": "fixed", "policy_args": attack, "learner.reward": "none", "learner.reward_args": {}}
+    return {"policy": "fixed", "policy_args": attack, "learner.reward": "none"}
 
 
 ONE_STEP_8 = _fixed("8/255", 1, "10/255")
@@ -69,8 +69,11 @@ VARIANTS = {
     "single_norm": Variant(
         "ablation of learned: one BatchNorm for both branches", {**IMPROVED, "target.norm": "single"}
     ),
-    "clean_steps": Variant(
-        "ASTrA's loss on clean views in place of attacked ones: 0 steps", _fixed("8/255", 0, "8/255")
+    "clean_steps": Variant("ASTrA's loss on clean views in place of attacked ones", _fixed("8/255", 0, "8/255")),
+    "acl_attack": Variant("ASTrA's loss under ACL's attack: 8/255, 5 steps of 2/255", _fixed("8/255", 5, "2/255")),
+    "random_attack": Variant(
+        "every view's attack drawn at random, no reward paid for",
+        {"policy": "random", "policy_args": {}, "learner.reward": "none"},
     ),
     "one_step": Variant("one step of 24/255", _fixed("24/255", 1, "24/255")),
     "one_step_16": Variant("one step of 16/255", _fixed("16/255", 1, "16/255")),
