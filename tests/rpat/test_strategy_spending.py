@@ -82,5 +82,5 @@ def test_every_outcome_rewards_a_classifier(reward):
 
 
 def test_a_budget_that_pays_for_no_step_is_named():
-    with pytest.raises(ConfigError, match="learner.budget: expected at least"):
+    with pytest.raises(ConfigError, match=r"learner\.budget: expected at least"):
         budgeted(2.0)
