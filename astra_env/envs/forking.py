@@ -22,7 +22,7 @@ def fork(env: Environment) -> Environment:
         InputError: for another environment, or a wrapper that holds what cannot be copied, such as a window.
     """
     base: Any = env.unwrapped
-    inner = [entry.unwrapped for entry in base.envs] if isinstance(base, SyncVectorEnv) else [base]
+    inner: list[Any] = [entry.unwrapped for entry in base.envs] if isinstance(base, SyncVectorEnv) else [base]
     for entry in inner:
         if not isinstance(entry, TrainingEnv):
             raise InputError(f"env: expected an environment of astra_env, got {type(entry).__name__}; it cannot fork")

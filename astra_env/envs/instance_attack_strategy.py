@@ -127,7 +127,7 @@ class InstanceAttackStrategyVectorEnv(TrainingEnv, VectorEnv[Any, Any, Any]):
             )
         if array_type is not None:
             one_of("array_type", array_type, ("numpy", "torch"))
-            self.config.env.array_type = array_type
+            self.config.env.array_type = array_type  # type: ignore[assignment]
         torch_native = self.config.env.array_type == "torch"
         device = self.world.resolve(self.config.device)
         self.arrays: Arrays = TorchArrays(device) if torch_native else NumPyArrays()
