@@ -7,12 +7,12 @@ from astra_env.registration import register_envs
 
 if TYPE_CHECKING:
     from astra_env.envs import fork
-    from astra_env.strategy import AttackStrategy, StrategySpace
+    from astra_env.strategy import Attack, AttackStrategy, StrategySpace
 
 __version__ = "0.1.0"
-__all__ = ["AttackStrategy", "StrategySpace", "__version__", "fork", "register_envs"]
+__all__ = ["Attack", "AttackStrategy", "StrategySpace", "__version__", "fork", "register_envs"]
 
-_HOMES = {"AttackStrategy": "strategy", "StrategySpace": "strategy", "fork": "envs"}
+_HOMES = {"Attack": "strategy", "AttackStrategy": "strategy", "StrategySpace": "strategy", "fork": "envs"}
 _ROOMS = (
     "attacks", "augment", "commands", "compute", "config", "data", "distributed", "envs", "errors", "evaluation",
     "export", "learner", "losses", "models", "modes", "objectives", "optim", "plotting", "randomness", "registry",

@@ -4,12 +4,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from astra_env.config.checks import require_compilable
+from astra_env.config.paths import PATH
 from astra_env.config.schema import DataConfig
 from astra_env.errors import ConfigError
-from astra_env.strategy import parse_number
+from astra_env.strategy import Attack, parse_number
 from rpat.config_checks import check_attack, check_attacked_network, check_choices, check_epochs, check_numbers
-from rpat.methods import Budget, RobustPerception, make_method, method_class
-from rpat.methods.base import Method
+from rpat.methods import Method, RobustPerception, make_method, method_class
 
 PRESET_PACKAGE = "rpat.presets"
 
@@ -27,8 +27,10 @@ class NetworkConfig:
     cifar100 (the usual constants); default the method's."""
     num_classes: int | None = None
     """Number of logits; default the data set's classes."""
-    checkpoint: str | None = None
+    checkpoint: str | None = field(default=None, metadata=PATH)
     """Weights to start from: one of our checkpoints or an official one."""
+    allow_missing: list[str] = field(default_factory=list)
+    """Parts that start anew where the checkpoint lacks them or has another size, by prefix, such as linear."""
 
 
 @dataclass
@@ -189,9 +191,9 @@ class RPATConfig:
     run: RunConfig = field(default_factory=RunConfig)
 
     @property
-    def budget(self) -> Budget:
+    def budget(self) -> Attack:
         """The training attack in numbers."""
-        return Budget(
+        return Attack(
             parse_number("epsilon", self.epsilon), parse_number("step_size", self.step_size), self.steps, self.norm
         )
 

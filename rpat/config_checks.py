@@ -3,6 +3,7 @@
 import warnings
 from typing import Any
 
+from astra_env.attacks import get_norm
 from astra_env.errors import ConfigError
 from astra_env.models import NETWORKS, NORMALIZATIONS
 from astra_env.strategy import check_pixel_units, parse_number
@@ -18,8 +19,7 @@ L2_LIMIT = 10.0
 
 def check_attack(config: RPATConfig) -> None:
     """Check norm, radius and step size; warn of lengths that look like 0-255 units."""
-    if config.norm not in ("linf", "l2"):
-        raise ConfigError(f"norm: expected linf or l2, got {config.norm!r}; choose one of them")
+    get_norm(config.norm)
     for name in ("epsilon", "step_size"):
         value = parse_number(name, getattr(config, name))
         if config.norm == "linf":

@@ -25,10 +25,11 @@ from astra_env.attacks.attack_copy import AttackCopy
 from astra_env.compute import Speed, cpu_name, memory_order
 from astra_env.evaluation.campaign.results import versions
 from astra_env.models import NETWORKS
+from astra_env.strategy import Attack
 from rpat.config import RunConfig
-from rpat.methods import Budget, Method, RobustPerception, Step, make_method
+from rpat.methods import Method, RobustPerception, Step, make_method
 
-BUDGET = Budget(8 / 255, 2 / 255, 10, "linf")
+BUDGET = Attack(8 / 255, 2 / 255, 10)
 
 
 def official_attack(step: Step) -> Tensor:

@@ -5,7 +5,8 @@ import sys
 import time
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +21,14 @@ from astra_env.distributed import ALONE, SharedRun, World, shared_state
 from astra_env.errors import CheckpointError, Diverged
 from astra_env.evaluation.measures.robustness import clean_accuracy, robust_accuracy
 from astra_env.randomness import derive_seed
-from astra_env.storage.run_directory import RunDirectory
 from astra_env.storage.state import UNFIT, one_line, require_count
 from astra_env.training.health import HealthWatch, require_finite
 from astra_env.training.interrupts import GracefulStop
 from rpat.config import PRESET_PACKAGE, RPATConfig
 from rpat.learner import SupervisedLearner
-from rpat.resuming import check_same_run
+from rpat.resuming import check_same_run, run_of
 from rpat.selection import Record, Selection
-from rpat.splits import load_splits
+from rpat.splits import load_splits, load_test
 
 logger = logging.getLogger(__name__)
 MAX_ROLLBACKS = 5
@@ -68,7 +68,9 @@ class Trainer:
             torch.set_num_threads(self.config.run.threads)
         self.world = world
         self.device = world.resolve(self.config.device)
-        train, self.validation, self.test = load_splits(self.config, self.device)
+        train, self.validation = load_splits(self.config, self.device)
+        if self.config.test.enabled:
+            _ = self.test  # what the end needs is read before the first step
         self.learner = SupervisedLearner(self.config, train, self.device, world)
         self.exit_status = 0
         self._classes = self.config.network.num_classes or len(train.classes)
@@ -78,12 +80,13 @@ class Trainer:
         self.rollbacks = 0
         self._health = HealthWatch()
 
-    def fit(self, run_dir: str | Path | None = None, *, resume: bool = False) -> dict[str, Any]:
+    def fit(self, run_dir: str | Path | None = None, *, resume: bool = False, renew: bool = False) -> dict[str, Any]:
         """Train to the last epoch and measure the selected network on the test images.
 
         Args:
             run_dir: where configuration, metrics, checkpoints and summary go; None writes nothing.
             resume: continue the run in ``run_dir`` from its last checkpoint, bit for bit on a CPU.
+            renew: write its configuration again, since its data has moved.
 
         Returns:
             The summary: best validation records, test accuracies with intervals, steps, seconds. ``finished`` is
@@ -95,7 +98,7 @@ class Trainer:
                 or going back did not help.
         """
         started = time.monotonic() - self._seconds
-        place = nullcontext() if run_dir is None else self._place(run_dir, resume)
+        place = nullcontext() if run_dir is None else run_of(self.learner, run_dir, resume=resume, renew=renew)
         kernels = deterministic_algorithms(self.config.run.deterministic)
         with place as run, kernels, GracefulStop() as stop:
             self._open(run, resume)
@@ -126,6 +129,11 @@ class Trainer:
                     save(supervised_figure(run.metrics()), run.path / "losses.png")
             return summary
 
+    @cached_property
+    def test(self) -> ImageDataset:
+        """The test images."""
+        return load_test(self.config, self.validation, self.device)
+
     def selected(self) -> nn.Module:
         """Return the learner's network with the selected weights: the average's best where there is one, in eval mode.
 
@@ -140,9 +148,6 @@ class Trainer:
         signal_number = self.world.maximum(stop.signal_number or 0)
         self.exit_status = 128 + signal_number if signal_number else 0
         return signal_number != 0
-
-    def _place(self, run_dir: str | Path, resume: bool) -> SharedRun:
-        return SharedRun(self.world, run_dir, lambda: RunDirectory(run_dir, to_yaml(self.config), resume=resume))
 
     def _open(self, run: SharedRun | None, resume: bool) -> None:
         folder = run.checkpoints if run is not None else None
@@ -241,14 +246,10 @@ class Trainer:
         progress: bool = False,
     ) -> Any:
         """Return the accuracy under PGD at training's radius; the random start is the same in every epoch."""
-        budget = self.config.budget
         return robust_accuracy(
             network,
             images,
-            epsilon=budget.epsilon,
-            step_size=budget.step_size,
-            steps=steps,
-            norm=budget.norm,
+            replace(self.config.budget, steps=steps),
             batch_size=size,
             seed=derive_seed(self.config.seed, "validation"),
             max_images=limit,

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from astra_env.config.command_line import run_main
+from astra_env.config.paths import given_option, user_path
 from astra_env.config.reading import build_parser, from_dict, parse_command_line, to_yaml
 from astra_env.distributed import restarted, start
 from astra_env.errors import ConfigError
@@ -35,11 +36,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     if resume and run_dir is None:
         raise ConfigError("run_dir: --resume needs the --run_dir of the run to continue; add it")
-    folder = Path(run_dir or f"runs/{config.method.replace(':', '_')}")
+    folder = user_path("run_dir", run_dir or f"runs/{config.method.replace(':', '_')}")
     with start(config.device, config.run.timeout_seconds) as world:
         trainer = Trainer(config, world=world)
         resume = resume or world.agreed(restarted() and (folder / "config.yaml").exists())
-        summary = trainer.fit(folder, resume=resume)
+        summary = trainer.fit(folder, resume=resume, renew=resume and given_option(arguments, "data.root") is not None)
     if world.main:
         print(_report(summary, folder))
     return trainer.exit_status
@@ -52,8 +53,9 @@ def _with_stored_config(arguments: list[str]) -> list[str]:
     for index, argument in enumerate(arguments):
         folder = arguments[index + 1] if argument == "--run_dir" and index + 1 < len(arguments) else None
         folder = argument.partition("=")[2] if argument.startswith("--run_dir=") else folder
-        if folder is not None and (Path(folder) / "config.yaml").is_file():
-            return ["--config", str(Path(folder) / "config.yaml"), *arguments]
+        stored = user_path("run_dir", folder) / "config.yaml" if folder is not None else None
+        if stored is not None and stored.is_file():
+            return ["--config", str(stored), *arguments]
     return arguments
 
 

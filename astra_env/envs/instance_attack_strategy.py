@@ -19,7 +19,7 @@ from astra_env.envs.training import TrainingEnv
 from astra_env.errors import ConfigError, Diverged, InputError
 from astra_env.learner.make import learner_class
 from astra_env.modes import at_the_door
-from astra_env.strategy import AttackStrategy
+from astra_env.strategy import Attack, AttackStrategy
 
 AUTORESET_MODES = {
     "same_step": AutoresetMode.SAME_STEP, "next_step": AutoresetMode.NEXT_STEP, "disabled": AutoresetMode.DISABLED,
@@ -229,11 +229,9 @@ class InstanceAttackStrategyVectorEnv(TrainingEnv, VectorEnv[Any, Any, Any]):
         told = information(
             scalars, learner.shown, step=learner.step_count, chunk_steps=chunk_steps, diverged=self.diverged
         )
-        attacks = (
-            AttackStrategy.repeated(self.num_envs, 0.0, 0, 0.0, learner.device)
-            if strategy is None
-            else self.world.own(strategy)
-        )
+        attacks = Attack(0.0, 0.0, 0).strategy(self.num_envs, learner.device)
+        if strategy is not None:
+            attacks = self.world.own(strategy)
         info = self.arrays.shared(told, self.num_envs)
         for name in PER_VIEW:
             info[name], info[f"_{name}"] = self.arrays.give(getattr(attacks, name)), self._full(strategy is not None)

@@ -8,8 +8,9 @@ from astra_env.compute import SpeedOptions
 from astra_env.config.reading import load_config, to_dict
 from astra_env.config.schema import ExperimentConfig, LearnerConfig
 from astra_env.errors import ConfigError
+from astra_env.strategy import Attack
 from rpat.config import PRESET_PACKAGE, RPATConfig
-from rpat.methods import Budget, Method, Progress
+from rpat.methods import Method, Progress
 
 PREFIX = "learner.kind_args"
 ELSEWHERE = {
@@ -21,6 +22,7 @@ ELSEWHERE = {
     "optimizer.learning_rate": "learner.learning_rate",
     "optimizer.momentum": "learner.momentum",
     "optimizer.weight_decay": "learner.weight_decay",
+    "norm": "learner.norm",
     "epsilon": "strategy.epsilon, from which the policy chooses",
     "steps": "strategy.steps, from which the policy chooses",
     "step_size": "strategy.step_size, from which the policy chooses",
@@ -57,6 +59,7 @@ def supervised_config(config: ExperimentConfig, images: int) -> RPATConfig:
         "data": to_dict(config.data),
         "batch_size": options.batch_size,
         "epochs": epochs_of(options, images),
+        "norm": options.norm,
         "optimizer.learning_rate": options.learning_rate,
         "optimizer.momentum": options.momentum,
         "optimizer.weight_decay": options.weight_decay,
@@ -83,7 +86,7 @@ def epochs_of(options: LearnerConfig, images: int) -> int:
 
 def _require_own_attack(config: RPATConfig, method: Method) -> None:
     """Raise ConfigError for a method that would change the attack's strength, which the policy chooses."""
-    none, last = Budget(0.0, 0.0, 0, config.norm), (config.epochs or 1) - 1
+    none, last = Attack(0.0, 0.0, 0, config.norm), (config.epochs or 1) - 1
     progress = Progress(last, last + 1, tuple(config.optimizer.milestones or ()))
     if method.budget(none, progress) != none:
         raise ConfigError(

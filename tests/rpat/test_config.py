@@ -85,7 +85,7 @@ def test_learning_rate_falls_at_the_milestones_of_both_lengths():
     ("overrides", "message"),
     [
         ({"method": "fgsm"}, r"^method: expected one of consistency, mart, .* or 'module:attribute', got 'fgsm'$"),
-        ({"norm": "l1"}, r"^norm: expected linf or l2, got 'l1'; choose one"),
+        ({"norm": "l1"}, r"^norm: expected one of l2, linf or 'module:attribute', got 'l1'"),
         ({"epsilon": 8}, r"^epsilon: expected a number in \[0, 1\] pixel units, got 8; in 0-255 units write '8/255'$"),
         ({"step_size": 2}, r"^step_size: .* got 2; in 0-255 units write '2/255'$"),
         ({"norm": "l2", "epsilon": 128}, r"^epsilon: .* got 128; in 0-255 units write '128/255'$"),
@@ -114,7 +114,7 @@ def test_learning_rate_falls_at_the_milestones_of_both_lengths():
         ({"optimizer.milestones": [9, 3]}, r"^optimizer.milestones: expected rising epochs >= 0, got \[9, 3\]"),
         ({"augment.autoaugment": "late"}, r"^augment.autoaugment: expected one of never, always, second_half"),
         ({"network.name": "vgg"}, r"^network: expected one of bottleneck_resnet26"),
-        ({"steps": -1}, r"^steps: expected a finite number >= 0, got -1"),
+        ({"steps": -1}, r"^steps: expected an integer >= 0, got -1"),
         ({"epochs": 0}, r"^epochs: expected a finite number >= 1, got 0"),
         ({"optimizer.learning_rate": 0.0}, r"^optimizer.learning_rate: expected a finite number > 0, got 0"),
     ],
