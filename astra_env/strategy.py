@@ -54,10 +54,8 @@ class Attack:
 
     def strategy(self, count: int, device: torch.device | str | None = None) -> "AttackStrategy":
         """Return this attack for each of ``count`` images."""
-        epsilon, step_size = (
-            torch.full((count,), float(x), dtype=torch.float32, device=device) for x in (self.epsilon, self.step_size)
-        )
-        return AttackStrategy(epsilon, torch.full((count,), self.steps, dtype=torch.int64, device=device), step_size)
+        values = (self.epsilon, torch.float32), (self.steps, torch.int64), (self.step_size, torch.float32)
+        return AttackStrategy(*(torch.full((count,), value, dtype=dtype, device=device) for value, dtype in values))
 
 
 @dataclass(frozen=True)
@@ -246,9 +244,9 @@ class StrategySpace:
 
     def _on(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
         if device not in self._tables:
-            grids = (self.epsilon, self.step_size)
-            epsilon, step_size = (torch.tensor(grid, dtype=torch.float32, device=device) for grid in grids)
-            self._tables[device] = (epsilon, torch.tensor(self.steps, dtype=torch.int64, device=device), step_size)
+            grids = (self.epsilon, torch.float32), (self.steps, torch.int64), (self.step_size, torch.float32)
+            epsilon, steps, step_size = (torch.tensor(grid, dtype=dtype, device=device) for grid, dtype in grids)
+            self._tables[device] = (epsilon, steps, step_size)
         return self._tables[device]
 
     def __eq__(self, other: object) -> bool:

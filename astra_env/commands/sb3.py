@@ -102,7 +102,8 @@ def play_one(config: AgentConfig, run_dir: Path, seed: int) -> int:
 def print_step(number: int, scalars: dict[str, float]) -> None:
     """Print one line about a step of an episode."""
     shown = ("mean_reward", "clean_loss", "adv_loss", "mean_epsilon", "mean_steps")
-    print(f"step {scalars['step']:.0f}", *(f"{name} {scalars[name]:.4f}" for name in shown if name in scalars))
+    words = (f"{name.replace('mean_reward', 'reward')} {scalars[name]:.4f}" for name in shown if name in scalars)
+    print(f"step {scalars['step']:.0f}", *words)
 
 
 if __name__ == "__main__":

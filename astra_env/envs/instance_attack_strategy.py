@@ -234,11 +234,9 @@ class InstanceAttackStrategyVectorEnv(TrainingEnv, VectorEnv[Any, Any, Any]):
             chunk_steps=chunk_steps,
             diverged=self.diverged,
         )
-        attacks = (
-            Attack(0.0, 0.0, 0).strategy(self.num_envs, learner.device)
-            if strategy is None
-            else self.world.own(strategy)
-        )
+        attacks = Attack(0.0, 0.0, 0).strategy(self.num_envs, learner.device)
+        if strategy is not None:
+            attacks = self.world.own(strategy)
         info = self.arrays.shared(told, self.num_envs)
         for name in PER_VIEW:
             info[name], info[f"_{name}"] = self.arrays.give(getattr(attacks, name)), self._full(strategy is not None)

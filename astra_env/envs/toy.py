@@ -129,7 +129,8 @@ class AttackStrategyToyEnv(gym.Env[np.ndarray, np.ndarray]):
         return np.array(values, dtype=np.float32)
 
     def _info(self, price: int) -> dict[str, Any]:
-        return {"compute_spent": self.budget - self.left, "price": price, "robustness": self.robustness}
+        told = {"compute_spent": self.budget - self.left, "price": price, "robustness": self.robustness}
+        return {name: np.int64(value) for name, value in told.items()}
 
 
 def _prices() -> np.ndarray:

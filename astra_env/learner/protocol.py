@@ -166,7 +166,7 @@ class Learner(Protocol):
         """Length of the training in steps as far as configuration and number of images tell it, else None."""
         options = config.learner
         if options.budget is not None:
-            return None  # the dearer the attacks, the fewer the steps
+            return None  # how many steps it buys depends on the attacks
         if options.total_steps is not None:
             return options.total_steps
         per_epoch = images // options.batch_size if options.drop_last else -(-images // options.batch_size)

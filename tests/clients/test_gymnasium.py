@@ -154,6 +154,8 @@ def test_single_wrappers_know_the_budget() -> None:
     assert gym.make(env.spec).spec.max_episode_steps == 3
     by_epochs = gym.make(SINGLE, config="tiny", overrides={"learner.total_steps": None, "learner.epochs": 1})
     assert by_epochs.spec.max_episode_steps == -(-by_epochs.unwrapped.learner.total_steps // 2)
+    by_compute = gym.make(SINGLE, config="tiny", overrides={"learner.budget": 100.0, "learner.total_steps": None})
+    assert by_compute.spec.max_episode_steps is None
     assert vector().spec.max_episode_steps == 3
     assert vector(max_episode_steps=2).spec.max_episode_steps == 2
 

@@ -61,7 +61,7 @@ def test_foreign_values_become_plain_ones_in_configuration_and_spec() -> None:
     assert config.target.blocks == (1, 1, 1, 1)
     assert type(config.learner.batch_size) is int
     assert type(config.learner.learning_rate) is float
-    assert config.data.root == "data"
+    assert config.data.root == str(Path("data").resolve())
     json.dumps(env.spec.kwargs)
     again = EnvSpec.from_json(env.spec.to_json()).make().unwrapped.config
     assert again == config

@@ -11,6 +11,7 @@ import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -28,6 +29,7 @@ from astra_env.evaluation.campaign.runner import evaluate
 from astra_env.evaluation.measures import batches, robustness
 from astra_env.evaluation.measures.curves import noise_curve
 from astra_env.evaluation.measures.robustness import clean_accuracy, robust_accuracy
+from astra_env.learner import contrastive
 from astra_env.learner.contrastive import ContrastiveLearner
 from astra_env.learner.protocol import interact
 from astra_env.storage.run_directory import RunDirectory
@@ -35,6 +37,7 @@ from astra_env.strategy import Attack, AttackStrategy
 from astra_env.training.loop import Callback, Loop
 from astra_env.training.trainer import Trainer
 from rpat import Trainer as SupervisedTrainer
+from rpat import learner as supervised_learner
 
 SMALL = {"target.norm": "group", "probe.enabled": False, "learner.total_steps": 6, "learner.learning_rate": 2.0}
 
@@ -43,9 +46,9 @@ class PreciseLearner(ContrastiveLearner):
     """Computes in float64 from the same views."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
-        torch.set_default_dtype(torch.float64)
-        super().__init__(*arguments, **options)
-        torch.set_default_dtype(torch.float32)
+        build = contrastive.build_target
+        with mock.patch.object(contrastive, "build_target", lambda *given: build(*given).double()):
+            super().__init__(*arguments, **options)
 
     def _augmentation(self, step: int) -> Any:
         augment = super()._augmentation(step)
@@ -144,9 +147,9 @@ def train(world: World, place: Path, until: int, resume: bool = False) -> dict[s
 def supervised(world: World, place: Path, method: str, **overrides: Any) -> dict[str, Any]:
     """Train a classifier for an epoch, in float64, and measure it."""
     config = {"method": method, "epochs": 1, "network.name": f"{__name__}:plain_network", "network.width": None}
-    torch.set_default_dtype(torch.float64)
-    trainer = SupervisedTrainer("tiny", {**config, "test.max_images": 40, **overrides}, world)
-    torch.set_default_dtype(torch.float32)
+    build = supervised_learner.build_network
+    with mock.patch.object(supervised_learner, "build_network", lambda *given: build(*given).double()):
+        trainer = SupervisedTrainer("tiny", {**config, "test.max_images": 40, **overrides}, world)
     augment = trainer.learner.augment
     trainer.learner.augment = lambda *parts: in_double(*augment(*parts))  # type: ignore[assignment]
     robustness.ordered_batches = ordered_batches_in_double
