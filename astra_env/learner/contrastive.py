@@ -19,7 +19,7 @@ from astra_env.errors import ConfigError
 from astra_env.learner.adversary import Adversary
 from astra_env.learner.held_out import EncoderHeldOut
 from astra_env.learner.minibatches import Minibatches
-from astra_env.learner.outcome import NOTHING_SPENT, Outcome, Progress, Reference, hold_out, not_tried
+from astra_env.learner.outcome import Outcome, Progress, Reference, hold_out, not_tried, with_spending
 from astra_env.learner.protocol import Learner, StepReport
 from astra_env.learner.spending import ComputeMeter, training_length
 from astra_env.models import Target, load_official
@@ -268,7 +268,7 @@ class ContrastiveLearner(Learner):
         Raises CheckpointError, and changes nothing, when it is damaged or belongs to something else.
         """
         own = self.state_dict()
-        state = {**NOTHING_SPENT, **state}
+        state = with_spending(state)
         require_state(state, {**own, **self._owners()}, others=True)
         require_scale("learning_rate_scale", state["learning_rate_scale"])
         load_or_undo(state, own, self._take_state, "this learner")

@@ -16,7 +16,7 @@ from astra_env.data.training_images import load_training_images
 from astra_env.distributed import buffers_kept
 from astra_env.errors import ConfigError
 from astra_env.evaluation.measures.batches import require_labels
-from astra_env.learner.outcome import NOTHING_SPENT, Outcome, Reference, hold_out, not_tried
+from astra_env.learner.outcome import Outcome, Reference, hold_out, not_tried, with_spending
 from astra_env.learner.outcome import Progress as OutcomeProgress
 from astra_env.learner.protocol import Learner, StepReport
 from astra_env.learner.spending import ComputeMeter, training_length
@@ -206,7 +206,7 @@ class StrategyLearner(Learner):
 
         Raises CheckpointError, and changes nothing, when it is damaged or belongs to something else.
         """
-        state = {**NOTHING_SPENT, **state}
+        state = with_spending(state)
         own = {"target": self.target, "attack_steps": self.attack_steps, "compute": self.meter}
         require_state(state, own | ({} if self.outcome is None else {"outcome": self.outcome}), others=True)
         self.supervised.load_state_dict({**state, "model": state["target"]})

@@ -57,12 +57,13 @@ def test_each_view_moves_within_the_l2_ball_of_its_own_epsilon():
 def test_the_l2_attack_starts_in_the_ball_of_each_view_and_the_linf_one_in_the_published_box():
     count = learner_of().views_per_step
     epsilon = torch.linspace(0, 2, count)
-    nothing = AttackStrategy(epsilon, torch.zeros(count, dtype=torch.int64), epsilon)
+    once = torch.ones(count, dtype=torch.int64)  # a step of length 0 stays at the start; without steps there is none
+    nothing = AttackStrategy(epsilon, once, torch.zeros(count))
     start = lengths(learner_of().step(nothing))
     assert (start <= epsilon + 1e-5).all()
     # In thousands of dimensions nearly all of a ball lies at its edge; the image box then cuts some of it off.
     assert (start[1:] > 0.4 * epsilon[1:]).all()
-    wide = AttackStrategy(torch.full((count,), 1.0), torch.zeros(count, dtype=torch.int64), epsilon)
+    wide = AttackStrategy(torch.full((count,), 1.0), once, torch.zeros(count))
     report = learner_of(**{"learner.norm": "linf", "strategy.epsilon": [1.0], "strategy.step_size": [0.1]}).step(wide)
     assert (report.adversarial - report.views).abs().amax() <= 8 / 255 + 1e-6
 
