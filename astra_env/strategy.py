@@ -228,12 +228,12 @@ class StrategySpace:
         Raises InputError when a value is not on its grid.
         """
         first = _index_of("epsilon", self.epsilon, epsilon), _index_of("steps", self.steps, steps)
-        if not self.relative:
-            return (*first, _index_of("step_size", self.step_size, step_size))
-        multiple = step_size * max(1, steps) / epsilon if epsilon else 0.0
         if steps == 0:
             return (*first, 0)  # a step that is never made has no length
-        return (*first, _index_of("step_size (in epsilon / steps)", self.step_size, multiple))
+        if self.relative:
+            multiple = step_size * steps / epsilon if epsilon else 0.0
+            return (*first, _index_of("step_size (in epsilon / steps)", self.step_size, multiple))
+        return (*first, _index_of("step_size", self.step_size, step_size))
 
     def _check(self, indices: Tensor) -> None:
         low, high = torch.stack((indices.amin(0), indices.amax(0))).tolist()  # one wait for a device

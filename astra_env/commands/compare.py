@@ -124,7 +124,7 @@ def variant_config(
 ) -> ExperimentConfig:
     """Return the configuration of one run: the base's, what the variant changes, and the seed."""
     overrides = variant_overrides(name, base, own)
-    whole = {key: overrides.pop(key) for key in ("policy_args",) if key in overrides}
+    whole: dict[str, Any] = {key: overrides.pop(key) for key in ("policy", "policy_args") if key in overrides}
     if total_steps is not None:
         overrides["learner.total_steps"] = total_steps
     return load_config(ExperimentConfig, {**to_dict(base), **whole}, {**overrides, "seed": seed})

@@ -6,8 +6,10 @@ from typing import Any
 
 import yaml
 
+from astra_env.config.reading import load_config, to_dict
 from astra_env.config.schema import ExperimentConfig
 from astra_env.errors import ConfigError
+from astra_env.strategy import StrategySpace, parse_number
 
 FIXED = {"policy": "fixed", "policy_args": {"epsilon": "8/255", "steps": 5, "step_size": "2/255"}}
 ROCL_FIXED = {
@@ -128,4 +130,26 @@ def variant_overrides(name: str, base: ExperimentConfig, own: Mapping[str, Varia
     overrides = dict({**VARIANTS, **(own or {})}[name].overrides)
     if overrides.get("policy_args", {}).get("preset") == "paper":
         overrides["policy_args"] = {**overrides["policy_args"], "width": base.target.width}
+    if overrides.get("policy") == "fixed" and overrides.get("policy_args"):
+        overrides |= _grids_with(
+            overrides["policy_args"], load_config(ExperimentConfig, to_dict(base), _grids(overrides))
+        )
     return overrides
+
+
+def _grids(overrides: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in overrides.items() if key.startswith("strategy.")}
+
+
+def _grids_with(attack: Mapping[str, Any], config: ExperimentConfig) -> dict[str, Any]:
+    """Return grids that hold a fixed attack, as overrides: what is missing is added to the configured ones."""
+    epsilon, steps, size = (parse_number(name, attack[name]) for name in ("epsilon", "steps", "step_size"))
+    space, added = StrategySpace.of(config), {}
+    wanted = {"epsilon": epsilon, "steps": int(steps), "step_size": size}
+    if space.relative:
+        wanted["step_size"] = size * max(1, steps) / epsilon
+    for name, value in wanted.items():
+        grid, given = getattr(space, name), getattr(config.strategy, name)
+        if all(abs(value - known) > 1e-6 for known in grid) and not (name == "step_size" and steps == 0):
+            added[f"strategy.{name}"] = [*given, value]
+    return added

@@ -7,6 +7,7 @@ refuse.
 
 import dataclasses
 from collections.abc import Iterable, Mapping
+from importlib.metadata import entry_points
 from typing import Any, get_origin, get_type_hints
 
 from astra_env.config.plain import plain
@@ -49,9 +50,9 @@ def drop_arguments(cls: type, nested: dict[str, Any], wanted: Mapping[str, Any])
         The dotted names of the arguments that were removed.
     """
     before, dropped = flat(nested), []
-    defaults = flat(dataclasses.asdict(cls())) if getattr(cls, "arguments_of", None) else {}
     for name, arguments in getattr(cls, "arguments_of", {}).items():
-        if name not in wanted or wanted[name] == before.get(name, defaults[name]):
+        # Settings that name nothing were written with what is wanted in mind.
+        if name not in wanted or name not in before or _alike(str(before[name]), str(wanted[name])):
             continue
         if any(key == arguments or key.startswith(f"{arguments}.") for key in before):
             *sections, last = arguments.split(".")
@@ -61,6 +62,14 @@ def drop_arguments(cls: type, nested: dict[str, Any], wanted: Mapping[str, Any])
             section[last] = {}
             dropped.append(arguments)
     return dropped
+
+
+def _alike(one: str, other: str) -> bool:
+    """Whether two names mean the same: they are equal, or one is the other's entry point, ``module:attribute``."""
+    if one == other:
+        return True
+    provided = {(entry.name, entry.value) for entry in entry_points(group="astra_env.learners")}
+    return (one, other) in provided or (other, one) in provided
 
 
 def renamed(cls: type, names: Iterable[str]) -> dict[str, str]:

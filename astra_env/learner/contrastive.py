@@ -1,7 +1,7 @@
 """Self-supervised adversarial training, one minibatch at a time, under attacks that somebody else chooses."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -74,7 +74,9 @@ class ContrastiveLearner(Learner):
         if options.sync_bn:
             self.target = with_shared_statistics(self.target, self.device, world, "learner.sync_bn")
         self.base_augment = build_augment(config, self.dataset.images.shape[-1])
-        self.minibatches = Minibatches(config, self.dataset, self._augmentation, self.device, self.memory_order, world)
+        self.minibatches = Minibatches(
+            config, self.dataset, lambda images: self.augment(images), self.device, self.memory_order, world
+        )
         self.total_steps = training_length(config, self.space, self.steps_per_epoch)
         self.warmup_steps = min(round(options.warmup_epochs * self.steps_per_epoch), self.total_steps)
         self.objective = make_objective(self._setting())
@@ -177,6 +179,11 @@ class ContrastiveLearner(Learner):
     def batch(self) -> Batch:
         """Return the next minibatch; the same one until :meth:`step`."""
         return self.minibatches.next(self.step_count)
+
+    def augment(self, images: Tensor) -> Tensor:
+        """Make the two views of this rank's images (B / W, 3, H, W) uint8 as the objective wants them in this step."""
+        augment, total = self.objective.augmentation(self.base_augment, self.step_count), self.world.size * len(images)
+        return augment(images, self.minibatches.generator, first=self.world.share(total).start, total=total)
 
     def observation(self) -> Tensor:
         """Return the views of the whole batch as uint8, which loses nothing: views lie on the 8-bit grid."""
@@ -294,9 +301,6 @@ class ContrastiveLearner(Learner):
     def warm_start(self, path: str | Path) -> None:
         """Take over the target network's weights of a checkpoint and nothing else of it."""
         load_official(self.target, load_checkpoint(path))
-
-    def _augmentation(self, step: int) -> Callable[..., Tensor]:
-        return self.objective.augmentation(self.base_augment, step)
 
     def _prepare_all(self) -> None:
         while self.left_to_prepare:

@@ -19,7 +19,7 @@ class Minibatches:
     Args:
         config: the run's configuration.
         dataset: the images.
-        augment: maps a step (0-based) to its augmentation.
+        augment: makes the views of this rank's images (B / W, 3, H, W) uint8, from numbers of ``generator``.
         device: where views are made.
         order: memory order of the views.
         world: the ranks; each makes the views of its own part of every minibatch.
@@ -29,7 +29,7 @@ class Minibatches:
         self,
         config: ExperimentConfig,
         dataset: ImageDataset,
-        augment: Callable[[int], Callable[..., Tensor]],
+        augment: Callable[[Tensor], Tensor],
         device: torch.device,
         order: torch.memory_format,
         world: World,
@@ -51,10 +51,7 @@ class Minibatches:
         if self._next is None:
             self._before = {"sampler": self.sampler.state_dict(), "view_generator": self.generator.get_state()}
             indices = next(self.sampler)
-            images = self.dataset.gather(self._world.own(indices), self._device)
-            total = self._world.size * len(images)
-            first = self._world.share(total).start
-            views = self._augment(step)(images, self.generator, first=first, total=total)
+            views = self._augment(self.dataset.gather(self._world.own(indices), self._device))
             self._next = Batch(views.contiguous(memory_format=self._order), indices, step)
         return self._next
 

@@ -46,14 +46,14 @@ class Clock:
 
 def attach(learner: ContrastiveLearner, clock: Clock) -> None:
     """Have the clock time each phase of this one learner's steps."""
-    learner.dataset = copy.copy(learner.dataset)
-    object.__setattr__(learner.dataset, "gather", clock.wrap("load", learner.dataset.gather))  # it is frozen
+    learner.minibatches.dataset = copy.copy(learner.minibatches.dataset)
+    object.__setattr__(learner.minibatches.dataset, "gather", clock.wrap("load", learner.minibatches.dataset.gather))  # it is frozen
     learner.gradients.backward = clock.wrap("train", learner.gradients.backward)  # type: ignore[method-assign]
-    for name, phase in (
-        ("augment", "augment"),
-        ("_attack", "attack"),
-        ("_reward", "reward"),
-        ("_gradient_norm", "train"),
-        ("_update", "optimiser"),
+    for owner, name, phase in (
+        (learner, "augment", "augment"),
+        (learner.adversary, "attack", "attack"),
+        (learner.adversary, "judge", "reward"),
+        (learner, "_gradient_norm", "train"),
+        (learner, "_update", "optimiser"),
     ):
-        setattr(learner, name, clock.wrap(phase, getattr(learner, name)))
+        setattr(owner, name, clock.wrap(phase, getattr(owner, name)))

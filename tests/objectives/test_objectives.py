@@ -121,7 +121,9 @@ def test_rocl_attacks_the_first_views_only():
 def test_rocl_drives_the_first_view_from_the_clean_second_one():
     learner = make_learner("rocl", **{"learner.learning_rate": 0.001})
     batch = learner.batch()
-    adversarial = learner._attack(batch, learner.objective.budgets(AttackStrategy.constant(16, 16 / 255, 4, 8 / 255)))
+    adversarial = learner.adversary.attack(
+        batch, learner.objective.budgets(AttackStrategy.constant(16, 16 / 255, 4, 8 / 255))
+    )
     with frozen(learner.target), torch.no_grad():
         clean = nt_xent(learner.target(batch.views, branch="adv"))
         attacked = nt_xent(learner.target(adversarial.adversarial, branch="adv"))
@@ -233,7 +235,7 @@ def test_advcl_attacks_one_view_against_the_contrast_and_the_other_against_its_l
         learner.step(ATTACK)
     batch = learner.batch()
     goal = learner.objective.attack_goal(batch)
-    attacked = learner._attack(batch, AttackStrategy.constant(16, 16 / 255, 4, 8 / 255)).adversarial
+    attacked = learner.adversary.attack(batch, AttackStrategy.constant(16, 16 / 255, 4, 8 / 255)).adversarial
     with frozen(learner.target), torch.no_grad():
         clean, moved = (learner.objective.outputs(views, "adv") for views in (batch.views, attacked))
     for rows in (slice(0, None, 2), slice(1, None, 2)):

@@ -50,9 +50,8 @@ class PreciseLearner(ContrastiveLearner):
         with mock.patch.object(contrastive, "build_target", lambda *given: build(*given).double()):
             super().__init__(*arguments, **options)
 
-    def _augmentation(self, step: int) -> Any:
-        augment = super()._augmentation(step)
-        return lambda *arguments, **options: augment(*arguments, **options).double()
+    def augment(self, images: torch.Tensor) -> torch.Tensor:
+        return super().augment(images).double()
 
 
 def learner_and_policy(world: World, **overrides: Any) -> tuple[PreciseLearner, Any]:
