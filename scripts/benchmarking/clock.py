@@ -46,8 +46,8 @@ class Clock:
 
 def attach(learner: ContrastiveLearner, clock: Clock) -> None:
     """Have the clock time each phase of this one learner's steps."""
-    learner.minibatches.dataset = copy.copy(learner.minibatches.dataset)
-    object.__setattr__(learner.minibatches.dataset, "gather", clock.wrap("load", learner.minibatches.dataset.gather))  # it is frozen
+    learner.minibatches.dataset = images = copy.copy(learner.minibatches.dataset)
+    object.__setattr__(images, "gather", clock.wrap("load", images.gather))  # it is frozen
     learner.gradients.backward = clock.wrap("train", learner.gradients.backward)  # type: ignore[method-assign]
     for owner, name, phase in (
         (learner, "augment", "augment"),
