@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from agents.reinforce import Reinforce
+from astra_env.config.paths import user_path
 from astra_env.errors import CheckpointError, ConfigError
 from astra_env.learner.protocol import Policy
 from astra_env.storage.checkpoint import load_checkpoint
@@ -46,7 +47,7 @@ class Transferred:
 
 def is_checkpoint(name: str) -> bool:
     """Whether a policy's name means a run directory or a checkpoint."""
-    return name.endswith(".pt") or Path(name).is_dir()
+    return name.endswith(".pt") or user_path("policy", name).is_dir()
 
 
 def transferred(
@@ -83,7 +84,8 @@ def transferred(
     for name in ("width", "blocks", "norm"):
         if name in settings:
             raise ConfigError(f"policy_args.{name}: is read off the checkpoint {path}; leave it out")
-    file = Path(path) / "checkpoints" / "last.pt" if Path(path).is_dir() else Path(path)
+    file = user_path("policy", path)
+    file = file / "checkpoints" / "last.pt" if file.is_dir() else file
     checkpoint = load_checkpoint(file)
     weights = require_mapping("policy", checkpoint.get("policy", {})).get("strategy")
     if not isinstance(weights, Mapping):
@@ -104,9 +106,16 @@ def transferred(
 def _require_grids(file: Path, checkpoint: Mapping[str, Any], space: StrategySpace) -> None:
     config = checkpoint.get("config")
     grids = config.get("strategy") if isinstance(config, Mapping) else None
-    if not isinstance(grids, Mapping) or set(grids) != set(PARAMETERS):
+    if not isinstance(grids, Mapping) or not set(grids) >= set(PARAMETERS):
         raise CheckpointError(f"{file}: does not say which grids its policy chooses from")
-    own = StrategySpace(**grids)
+    learner = config.get("learner") if isinstance(config, Mapping) else None
+    norm = learner.get("norm", "linf") if isinstance(learner, Mapping) else "linf"
+    own = StrategySpace(**grids, norm=norm)
+    if own.step_size_unit != space.step_size_unit:
+        raise ConfigError(
+            f"policy: {file} chooses strategy.step_size in {own.step_size_unit} units, this run in "
+            f"{space.step_size_unit}; copy the strategy section of its config.yaml"
+        )
     for name in PARAMETERS:
         theirs, ours = getattr(own, name), getattr(space, name)
         if theirs != ours:

@@ -88,7 +88,7 @@ def warmup_cosine(step: int, total_steps: int, warmup_steps: int, final_factor: 
     """
     if step < warmup_steps:
         return step / warmup_steps
-    return _half_cosine((step - warmup_steps) / max(1, total_steps - warmup_steps), final_factor)
+    return half_cosine((step - warmup_steps) / max(1, total_steps - warmup_steps), final_factor)
 
 
 def epochwise_warmup_cosine(epoch: int, epochs: float, warmup_epochs: float, final_factor: float) -> float:
@@ -102,10 +102,11 @@ def epochwise_warmup_cosine(epoch: int, epochs: float, warmup_epochs: float, fin
     """
     if epoch < warmup_epochs:
         return min(1.0, (epoch + 1) / warmup_epochs)
-    return _half_cosine((epoch - warmup_epochs) / max(1, epochs - warmup_epochs), final_factor)
+    return half_cosine((epoch - warmup_epochs) / max(1, epochs - warmup_epochs), final_factor)
 
 
-def _half_cosine(progress: float, final_factor: float) -> float:
+def half_cosine(progress: float, final_factor: float) -> float:
+    """Return the learning-rate factor at a share of the training: from 1 along half a cosine to ``final_factor``."""
     return final_factor + (1 - final_factor) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
 

@@ -4,20 +4,24 @@ All rewards are measured on the target network before its update, in eval mode. 
 own credit; scalar rewards are shared by the whole batch, as published.
 """
 
+import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 
-from astra_env.errors import ConfigError
+from astra_env.errors import ConfigError, InputError
 from astra_env.losses import mixed_nt_xent, nt_xent
 from astra_env.registry import Registry
-from astra_env.strategy import AttackStrategy
+from astra_env.strategy import PARAMETERS, Attack, AttackStrategy, parse_number
 
 Reward = Callable[["RewardInputs"], Tensor]
 REWARDS: Registry[Callable[..., Reward]] = Registry("learner.reward")
+
+
+FIXED_ATTACK = Attack(8 / 255, 2 / 255, 5)
+"""What ACL trains with."""
 
 
 @dataclass(frozen=True)
@@ -89,18 +93,16 @@ class PerView:
 class VersusFixed:
     """The gain over what a fixed attack reaches on the same views and network; costs one more attack a step.
 
-    Args of the registered name: ``epsilon``, ``steps``, ``step_size`` of the fixed attack and ``credit``,
-    "per_view" -> (N,) or "shared" -> scalar.
+    Args of the registered name: ``epsilon``, ``steps``, ``step_size`` of the fixed attack, in the norm of training, and
+    ``credit``, "per_view" -> (N,) or "shared" -> scalar.
     """
 
-    epsilon: float = 8 / 255
-    steps: int = 5
-    step_size: float = 2 / 255
+    attack: Attack = FIXED_ATTACK
     credit: str = "shared"
 
-    def reference(self, count: int, device: torch.device) -> AttackStrategy:
-        """Return the fixed attack for ``count`` views."""
-        return AttackStrategy.constant(count, self.epsilon, self.steps, self.step_size, device)
+    def reference(self, count: int) -> AttackStrategy:
+        """Return the fixed attack for ``count`` views, on the CPU; for 1, it is every view's."""
+        return self.attack.strategy(count)
 
     def __call__(self, inputs: RewardInputs) -> Tensor:
         """Return the gain over the reference features."""
@@ -134,6 +136,18 @@ class Constant:
         return inputs.adv_features.new_full((), self.value)
 
 
+@dataclass(frozen=True)
+class Nothing:
+    """No reward, for policies that do not learn: nothing is measured for it, so that it costs nothing."""
+
+    needs_features: ClassVar[bool] = False
+
+    def __call__(self, inputs: RewardInputs) -> Tensor:
+        """Return zero."""
+        return inputs.adv_features.new_zeros(())
+
+
+REWARDS.register("none")(Nothing)
 REWARDS.register("astra")(Astra)
 REWARDS.register("per_view")(PerView)
 REWARDS.register("vs_fixed")(VersusFixed)
@@ -142,20 +156,36 @@ REWARDS.register("constant")(Constant)
 
 
 def make_reward(
-    name: str, arguments: Mapping[str, Any] | None = None, registry: Registry[Any] = REWARDS
-) -> Callable[[Any], Tensor]:
+    name: str, arguments: Mapping[str, Any] | None = None, registry: Registry[Any] = REWARDS, norm: str = "linf"
+) -> Any:
     """Build a reward by registered name or ``module:attribute``; raises ConfigError for unknown names or arguments.
 
     Args:
         name: which one.
-        arguments: of its class or function.
+        arguments: of its class or function. Where that takes an ``attack`` with a default :class:`Attack`, ``epsilon``,
+            ``steps`` and ``step_size`` are arguments that change it.
         registry: the names that the learner knows; each learner's rewards look at inputs of its own.
+        norm: of training, and so of that attack.
     """
     arguments = dict(arguments or {})
     credit = arguments.get("credit", "shared")
     if credit not in ("shared", "per_view"):
         raise ConfigError(f"learner.reward_args.credit: expected 'shared' or 'per_view', got {credit!r}")
+    make = registry.get(name)
     try:
-        return registry.get(name)(**arguments)
+        default = inspect.signature(make).parameters.get("attack")
+        if default is not None and isinstance(default.default, Attack):
+            arguments["attack"] = _changed(default.default, arguments, norm)
+        return make(**arguments)  # type: ignore[no-any-return]
     except TypeError as error:
         raise ConfigError(f"learner.reward_args: {error} (reward {name!r})") from error
+
+
+def _changed(attack: Attack, arguments: dict[str, Any], norm: str) -> Attack:
+    """Return ``attack`` in ``norm``, with the strength that ``arguments`` give, which they lose."""
+    given = {key: arguments.pop(key) for key in PARAMETERS if key in arguments}
+    lengths = {key: parse_number(f"learner.reward_args.{key}", given[key]) for key in given if key != "steps"}
+    try:
+        return replace(attack, norm=norm, **{**given, **lengths})
+    except InputError as error:
+        raise ConfigError(f"learner.reward_args.{error}") from error

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -50,17 +51,15 @@ class Accuracies(Callback):
     Args:
         config: the run's configuration.
         validation: images held out of training.
-        test: images on which nothing is selected.
         selection: where the best weights of the network and of its average are kept.
 
     Attributes:
         tested: what the selected network reached on the test images; empty before that, and when switched off.
     """
 
-    def __init__(self, config: RPATConfig, validation: ImageDataset, test: ImageDataset, selection: Selection) -> None:
+    def __init__(self, config: RPATConfig, validation: ImageDataset, selection: Selection) -> None:
         self.config = config
         self.validation = validation
-        self.test = test
         self.selection = selection
         self.tested: dict[str, Any] = {}
 
@@ -77,8 +76,8 @@ class Accuracies(Callback):
         """Measure the selected network, when that is switched on."""
         options = self.config.test
         if options.enabled:
-            bar = self.config.run.progress and sys.stderr.isatty()
-            clean, robust = self._measure(loop, loop.selected(), self.test, max_images=options.max_images, progress=bar)
+            more = {"max_images": options.max_images, "progress": self.config.run.progress and sys.stderr.isatty()}
+            clean, robust = self._measure(loop, options, loop.selected(), loop.test, **more)
             self.tested = {"clean": clean.as_dict(), f"pgd_{options.steps}": robust.as_dict()}
 
     def validate(self, loop: Loop, epoch: int) -> dict[str, float]:
@@ -88,7 +87,7 @@ class Accuracies(Callback):
             networks["ema"] = loop.learner.average.module
         values: dict[str, float] = {}
         for name, network in networks.items():
-            clean, robust = self._measure(loop, network, self.validation)
+            clean, robust = self._measure(loop, self.config.validation, network, self.validation)
             self.selection.offer(name, Record(epoch, robust.value, clean.value), network.state_dict())
             prefix = "validation" if name == "model" else f"validation_{name}"
             values |= {f"{prefix}/robust_accuracy": robust.value, f"{prefix}/clean_accuracy": clean.value}
@@ -102,15 +101,10 @@ class Accuracies(Callback):
         """Continue from stored records."""
         self.selection.load_state_dict(state["selection"])
 
-    def _measure(self, loop: Loop, network: nn.Module, images: ImageDataset, **more: Any) -> tuple[Accuracy, Accuracy]:
+    def _measure(
+        self, loop: Loop, options: Any, network: nn.Module, images: ImageDataset, **more: Any
+    ) -> tuple[Accuracy, Accuracy]:
         """Return the accuracy on clean images and under PGD of training's radius, started alike in every epoch."""
-        options, budget = self.config.test if images is self.test else self.config.validation, self.config.budget
         more |= {"batch_size": options.batch_size, "world": loop.world}
-        attack: dict[str, Any] = {
-            "epsilon": budget.epsilon,
-            "step_size": budget.step_size,
-            "norm": budget.norm,
-            "steps": options.steps,
-        }
-        seed = derive_seed(self.config.seed, "validation")
-        return clean_accuracy(network, images, **more), robust_accuracy(network, images, seed=seed, **attack, **more)
+        attack, seed = replace(self.config.budget, steps=options.steps), derive_seed(self.config.seed, "validation")
+        return clean_accuracy(network, images, **more), robust_accuracy(network, images, attack, seed=seed, **more)

@@ -5,8 +5,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar, Literal
 
+from astra_env.attacks import get_norm
 from astra_env.config.checks import require_compilable
 from astra_env.config.options import RunOptions, SpeedOptions
+from astra_env.config.paths import PATH
 from astra_env.config.schema import DataConfig
 from astra_env.config.types import (
     ClosedUnitInterval,
@@ -18,9 +20,8 @@ from astra_env.config.types import (
 )
 from astra_env.errors import ConfigError
 from astra_env.models import NETWORKS
-from astra_env.strategy import check_pixel_units, parse_number
-from rpat.methods import Budget, RobustPerception, make_method, method_class
-from rpat.methods.base import Method
+from astra_env.strategy import Attack, check_pixel_units, parse_number
+from rpat.methods import Method, RobustPerception, make_method, method_class
 from rpat.schedules import default_milestones
 
 PRESET_PACKAGE = "rpat.presets"
@@ -41,8 +42,10 @@ class NetworkConfig:
     cifar100 (the usual constants); default the method's."""
     num_classes: int | None = None
     """Number of logits; default the data set's classes."""
-    checkpoint: str | None = None
+    checkpoint: str | None = field(default=None, metadata=PATH)
     """Weights to start from: one of our checkpoints or an official one."""
+    allow_missing: list[str] = field(default_factory=list)
+    """Parts that start anew where the checkpoint lacks them or has another size, by prefix, such as linear."""
 
 
 @dataclass
@@ -159,7 +162,7 @@ class RPATConfig:
     """Share r of the clean image in the mixed one."""
     rp_start_epoch: int = 0
     """Epoch, from 0, at which robust perception starts."""
-    norm: Literal["linf", "l2"] = "linf"
+    norm: str = "linf"
     """linf or l2."""
     epsilon: float | str = "8/255"
     """Radius in [0, 1] pixel units (l2: length of the whole perturbation), a number or a fraction."""
@@ -184,9 +187,9 @@ class RPATConfig:
     run: RunConfig = field(default_factory=RunConfig)
 
     @property
-    def budget(self) -> Budget:
+    def budget(self) -> Attack:
         """The training attack in numbers."""
-        return Budget(
+        return Attack(
             parse_number("epsilon", self.epsilon), parse_number("step_size", self.step_size), self.steps, self.norm
         )
 
@@ -227,6 +230,7 @@ class RPATConfig:
 
     def _check_attack(self) -> None:
         """Check norm, radius and step size; warn of lengths that look like 0-255 units."""
+        get_norm(self.norm)
         for name in ("epsilon", "step_size"):
             value = parse_number(name, getattr(self, name))
             if self.norm == "linf":

@@ -26,9 +26,10 @@ from astra_env.compute import Speed, cpu_name, memory_order
 from astra_env.config.options import SpeedOptions
 from astra_env.evaluation.campaign.results import versions
 from astra_env.models import NETWORKS
-from rpat.methods import Budget, Method, RobustPerception, Step, make_method
+from astra_env.strategy import Attack
+from rpat.methods import Method, RobustPerception, Step, make_method
 
-BUDGET = Budget(8 / 255, 2 / 255, 10, "linf")
+BUDGET = Attack(8 / 255, 2 / 255, 10)
 
 
 def official_attack(step: Step) -> Tensor:

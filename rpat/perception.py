@@ -18,6 +18,7 @@ from astra_env.attacks import frozen, get_norm, supervised_pgd
 from astra_env.data import ImageDataset
 from astra_env.errors import InputError
 from astra_env.evaluation.measures.batches import device_of, ordered_batches, require_labels, take
+from astra_env.strategy import Attack
 
 STRATA = ("clean_wrong", "broken", "defended")
 """Wrong already on x; right on x but wrong on x'; right on both."""
@@ -92,11 +93,8 @@ class PerceptionReport:
 def analyse(
     model: nn.Module,
     dataset: ImageDataset,
+    attack: Attack,
     *,
-    epsilon: float,
-    steps: int = 20,
-    step_size: float | None = None,
-    norm: str = "linf",
     points: int = 11,
     batch_size: int = 256,
     seed: int = 0,
@@ -108,10 +106,7 @@ def analyse(
     Args:
         model: maps images (N, 3, H, W) in [0, 1] to logits (N, K); used in eval mode and left as it was found.
         dataset: labelled images.
-        epsilon: radius of attack and noise in [0, 1] pixel units.
-        steps: steps of the attack.
-        step_size: length of a step; default ``2.5 * epsilon / steps``.
-        norm: "linf" or "l2".
+        attack: its radius and norm are the noise's too.
         points: positions on the segment, ends included.
         batch_size: images attacked at once.
         seed: of the attack's start, the noise and the bootstrap.
@@ -124,7 +119,6 @@ def analyse(
     if points < 2:
         raise InputError(f"points: expected at least 2 (x and x'), got {points}; raise it")
     require_labels(dataset)
-    length = 2.5 * epsilon / max(steps, 1) if step_size is None else step_size
     positions = torch.linspace(0, 1, points).tolist()
     source = torch.Generator().manual_seed(seed)
     measured: list[dict[str, Tensor]] = []
@@ -133,13 +127,11 @@ def analyse(
     )
     with frozen(model):
         for images, labels in batches:
-            adversarial = supervised_pgd(
-                model, images, labels, epsilon=epsilon, step_size=length, steps=steps, norm=norm, generator=source
-            )
-            noisy = (images + get_norm(norm).uniform(images, epsilon, source)).clamp(0, 1)
+            adversarial = supervised_pgd(model, images, labels, **asdict(attack), generator=source)
+            noisy = (images + get_norm(attack.norm).uniform(images, attack.epsilon, source)).clamp(0, 1)
             measured.append(_measure(model, images, labels, adversarial, noisy, positions))
     samples = {name: torch.cat([batch[name] for batch in measured]).cpu() for name in measured[0]}
-    settings = {"epsilon": epsilon, "steps": steps, "step_size": length, "norm": norm, "seed": seed}
+    settings = {**asdict(attack), "seed": seed}
     return _summarise(samples, positions, settings)
 
 

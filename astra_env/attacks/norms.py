@@ -1,12 +1,14 @@
-"""The balls an attack stays in."""
+"""The balls an attack stays in, by name."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from astra_env.errors import InputError
+from astra_env.errors import ConfigError
+from astra_env.registry import Registry
 
 TINY = 1e-12
 
@@ -24,6 +26,11 @@ class Norm(Protocol):
         """Return a random perturbation inside the ball."""
 
 
+NORMS: Registry[Callable[[], Norm]] = Registry("norm")
+"""Classes of norms without arguments; ``module:MyNorm`` is imported."""
+
+
+@NORMS.register("linf")
 @dataclass(frozen=True)
 class Linf:
     """The maximum norm: every pixel may move by epsilon."""
@@ -41,6 +48,7 @@ class Linf:
         return (2 * _rand(images, generator) - 1) * epsilon
 
 
+@NORMS.register("l2")
 @dataclass(frozen=True)
 class L2:
     """The Euclidean norm of the whole image."""
@@ -61,12 +69,15 @@ class L2:
         return self.direction(normal) * radius * epsilon
 
 
-def get_norm(name: str) -> Norm:
-    """Return the norm called "linf" or "l2"; raises InputError for any other name."""
-    norms: dict[str, Norm] = {"linf": Linf(), "l2": L2()}
-    if name not in norms:
-        raise InputError(f"norm: expected 'linf' or 'l2', got {name!r}")
-    return norms[name]
+def get_norm(name: str, section: str = "") -> Norm:
+    """Return the norm called ``name``; raises ConfigError, naming the field ``norm`` of ``section``, for another name.
+
+    Its constructor takes no arguments.
+    """
+    try:
+        return NORMS.get(name)()
+    except ConfigError as error:
+        raise ConfigError(f"{section}{error}") from error
 
 
 def _length(values: Tensor) -> Tensor:

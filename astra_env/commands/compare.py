@@ -3,14 +3,16 @@
 import json
 import platform
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from astra_env.commands.compare_report import write_comparison
-from astra_env.commands.compare_variants import SUITES, VARIANTS, variant_overrides
+from astra_env.commands.compare_variants import SUITES, VARIANTS, Variant, own_variant, variant_overrides
 from astra_env.commands.train import run_training
 from astra_env.compute import cpu_name
 from astra_env.config.command_line import run_main
+from astra_env.config.paths import user_path
 from astra_env.config.reading import build_parser, from_dict, load_config, parse_command_line, to_dict, to_yaml
 from astra_env.config.schema import ExperimentConfig
 from astra_env.errors import ConfigError
@@ -29,6 +31,13 @@ Variants:
 --equal_attack_steps gives every attacked variant the budget of attack steps that the random strategy spends in the
 configured training: its number of training steps is scaled until what it spent is within {tolerance:.0%}. A fixed
 attack of 5 steps then trains longer than one of 9. A variant without an attack trains as long as configured.
+
+--equal_compute gives every variant the same budget of compute, learner.budget, in F per view: forward passes of the
+target network on one view. Everything a variant does is charged, its policy's own passes included:
+  compare.py --config budget_digits --suite budget --equal_compute --seeds 0 1 2 3 4
+
+--variant NAME:KEY=VALUE[,KEY=VALUE] adds a variant of your own; give it several times for several:
+  compare.py --config budget_digits --equal_compute --variants fixed --variant mine:policy=my_module:MyPolicy
 """
 
 TOLERANCE = 0.03
@@ -43,20 +52,35 @@ def main() -> int:
     parser.add_argument("--variants", nargs="+", default=None, help="Variants by name; default the suite 'short'.")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="One run per variant and seed.")
     parser.add_argument("--equal_attack_steps", action="store_true", help="Equal budgets of attack steps, see above.")
+    parser.add_argument("--equal_compute", action="store_true", help="Equal budgets of compute, see above.")
+    parser.add_argument("--variant", action="append", default=None, help="A variant of your own, see above.")
     parser.add_argument("--run_dir", type=str, default="runs/comparison", help="Where the runs are written.")
     parser.add_argument("--quiet", action="store_true", help="No progress bars.")
     values = parse_command_line(parser)
-    names = ("suite", "variants", "seeds", "equal_attack_steps", "run_dir", "quiet")
+    names = ("suite", "variants", "variant", "seeds", "equal_attack_steps", "equal_compute", "run_dir", "quiet")
     options = {name: values.pop(name) for name in names}
-    variants = chosen_variants(options["suite"], options["variants"])
+    own = dict(own_variant(text) for text in options["variant"] or [])
+    variants = chosen_variants(options["suite"], options["variants"], own)
     base = from_dict(ExperimentConfig, values)
+    if options["equal_compute"] and base.learner.budget is None:
+        raise ConfigError(
+            "learner.budget: needed for --equal_compute; give the F per view that every variant may spend, for example "
+            "--learner.total_steps null --learner.budget 2000"
+        )
     if base.learner.total_steps is None and options["equal_attack_steps"]:
         raise ConfigError("learner.total_steps: needed for --equal_attack_steps; give the length of the training")
+    if not base.probe.enabled:
+        raise ConfigError("probe.enabled: runs are compared by their measurements; set --probe.enabled true")
+    configs = {
+        (name, seed): variant_config(base, name, seed, own=own) for seed in options["seeds"] for name in variants
+    }
+    for config in configs.values():
+        require_makeable(config)
     results: dict[str, list[dict[str, Any]]] = {name: [] for name in variants}
     for seed in options["seeds"]:
         for name in variants:
-            run_dir = Path(options["run_dir"]) / f"{name}-seed{seed}"
-            config = variant_config(base, name, seed)
+            run_dir = user_path("run_dir", options["run_dir"]) / f"{name}-seed{seed}"
+            config = configs[name, seed]
             train = trained_to_budget if options["equal_attack_steps"] else finished_summary
             results[name].append(train(config, run_dir, options["quiet"]))
     record = {
@@ -65,10 +89,11 @@ def main() -> int:
         "versions": next(iter(results.values()))[0]["versions"],
         "seeds": options["seeds"],
         "equal_attack_steps": options["equal_attack_steps"],
+        "equal_compute": options["equal_compute"],
         "training_seconds": round(sum(run["timing"]["seconds"] for runs in results.values() for run in runs), 1),
         "config": to_dict(base),
     }
-    write_comparison(record, results, Path(options["run_dir"]))
+    write_comparison(record, results, user_path("run_dir", options["run_dir"]))
     return 0
 
 
@@ -79,24 +104,42 @@ def description() -> str:
     return DESCRIPTION.format(suites=suites, variants=variants, tolerance=TOLERANCE).replace("%", "%%")
 
 
-def chosen_variants(suite: str | None, variants: list[str] | None) -> list[str]:
+def chosen_variants(suite: str | None, variants: list[str] | None, own: Mapping[str, Variant]) -> list[str]:
     """Return the variants to run, each once; raises ConfigError for unknown names."""
     if suite is not None and suite not in SUITES:
         raise ConfigError(f"suite: expected one of {', '.join(SUITES)}, got {suite!r}")
-    wanted = [*(SUITES[suite] if suite is not None else []), *(variants or [])] or list(SUITES["short"])
+    wanted = [*(SUITES[suite] if suite is not None else []), *(variants or []), *own] or list(SUITES["short"])
     for name in wanted:
-        if name not in VARIANTS:
+        if name not in VARIANTS and name not in own:
             raise ConfigError(f"variants: expected some of {', '.join(VARIANTS)}, got {name!r}")
     return list(dict.fromkeys(wanted))
 
 
-def variant_config(base: ExperimentConfig, name: str, seed: int, total_steps: int | None = None) -> ExperimentConfig:
+def variant_config(
+    base: ExperimentConfig,
+    name: str,
+    seed: int,
+    total_steps: int | None = None,
+    own: Mapping[str, Variant] | None = None,
+) -> ExperimentConfig:
     """Return the configuration of one run: the base's, what the variant changes, and the seed."""
-    overrides = variant_overrides(name, base)
+    overrides = variant_overrides(name, base, own)
     whole = {key: overrides.pop(key) for key in ("policy_args",) if key in overrides}
     if total_steps is not None:
         overrides["learner.total_steps"] = total_steps
     return load_config(ExperimentConfig, {**to_dict(base), **whole}, {**overrides, "seed": seed})
+
+
+def require_makeable(config: ExperimentConfig) -> None:
+    """Raise ConfigError when a run of the comparison would end before its first step for what its settings name."""
+    import agents
+    from astra_env.learner.make import learner_class
+    from astra_env.strategy import StrategySpace
+
+    learner_class(config.learner.kind)
+    grids = config.strategy
+    space = StrategySpace(grids.epsilon, grids.steps, grids.step_size)
+    agents.make(config.policy, context=agents.Context(space, seed=config.seed), **config.policy_args)
 
 
 def trained_to_budget(config: ExperimentConfig, run_dir: Path, quiet: bool) -> dict[str, Any]:

@@ -1,13 +1,14 @@
 """What scripts/compare.py writes: a JSON record, a table and a figure."""
 
 import json
+import math
 import statistics
 from pathlib import Path
 from typing import Any
 
 from astra_env.storage.checkpoint import write_atomically
 
-COSTS = ("attack_steps", "total_steps", "seconds")
+COSTS = ("compute_spent", "attack_steps", "total_steps", "seconds")
 FINAL = (("mean_epsilon", 255), ("mean_steps", 1))
 
 
@@ -37,6 +38,7 @@ def row(summaries: list[dict[str, Any]]) -> dict[str, Any]:
     for name, scale in FINAL:
         if name in summaries[0]["final"]:
             entry[f"final_{name}"] = spread([scale * s["final"][name] for s in summaries])
+    entry["compute_spent"] = spread([s.get("compute_spent", math.nan) for s in summaries])
     entry["attack_steps"] = spread([s["attack_steps"] / s["views_per_step"] for s in summaries])
     entry["total_steps"] = spread([s["steps"] for s in summaries])
     entry["seconds"] = spread([s["timing"]["seconds"] for s in summaries])
@@ -44,9 +46,14 @@ def row(summaries: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def spread(values: list[float]) -> dict[str, Any]:
-    """Return mean, sample standard deviation (0 for one value) and the values themselves."""
+    """Return mean, sample standard deviation (0 for one value), half the 95 % t-interval and the values themselves."""
     deviation = statistics.stdev(values) if len(values) > 1 else 0.0
-    return {"mean": statistics.fmean(values), "std": deviation, "values": values}
+    half = 0.0
+    if len(values) > 1:
+        from scipy.stats import t
+
+        half = float(t.ppf(0.975, len(values) - 1)) * deviation / math.sqrt(len(values))
+    return {"mean": statistics.fmean(values), "std": deviation, "half_interval": half, "values": values}
 
 
 def measures(entry: dict[str, Any]) -> dict[str, Any]:
@@ -55,15 +62,24 @@ def measures(entry: dict[str, Any]) -> dict[str, Any]:
 
 
 def markdown(rows: dict[str, dict[str, Any]]) -> str:
-    """Return the table; epsilon and steps are those of the last logged training step."""
+    """Return the table; epsilon and steps are those of the last logged training step, F per view what was spent."""
     names = list(measures(next(iter(rows.values()))))
-    header = ["variant", *names, "epsilon (1/255)", "steps", "attack steps per view", "training steps", "seconds"]
+    header = [
+        "variant",
+        *names,
+        "epsilon (1/255)",
+        "steps",
+        "F per view",
+        "attack steps per view",
+        "training steps",
+        "seconds",
+    ]
     lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
     for variant, entry in rows.items():
         cells = [variant, *(percent(entry[name]) for name in names)]
         for name, _ in FINAL:
             cells.append(f"{entry[f'final_{name}']['mean']:.1f}" if f"final_{name}" in entry else "-")
-        cells += [f"{entry[name]['mean']:.0f}" for name in COSTS]
+        cells += ["-" if math.isnan(entry[name]["mean"]) else f"{entry[name]['mean']:.0f}" for name in COSTS]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 

@@ -14,11 +14,12 @@ import statistics
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from astra_env.config.command_line import run_main
+from astra_env.config.lists import spread
 from astra_env.data import ImageDataset, split_validation
 from astra_env.evaluation import autoattack, clean_accuracy, robust_accuracy
 from astra_env.plotting.perception import TradeoffPoint, plot_tradeoff
@@ -144,9 +145,7 @@ def run_once(suite: Suite, method: str, perception: bool, seed: int, root: str) 
         "robust_perception": perception,
         "seed": seed,
         "clean": clean_accuracy(network, test).value,
-        "pgd_20": robust_accuracy(
-            network, test, epsilon=budget.epsilon, steps=20, step_size=budget.step_size, norm=budget.norm
-        ).value,
+        "pgd_20": robust_accuracy(network, test, replace(budget, steps=20)).value,
         "autoattack_quick": strong.robust.value,
         "training_seconds": summary["training_seconds"],
         "best_validation": summary["best_validation"],
@@ -298,7 +297,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--root", default="data", help="Folder of the images, for the suite cifar10.")
     parser.add_argument("--runs", default="runs/compare_rpat", help="Where finished runs are kept.")
     parser.add_argument("--out", default="benchmarks/results/rpat", help="Where the report goes.")
-    return parser.parse_args(argv)
+    return parser.parse_args(spread(argv, ("--methods",)))
 
 
 if __name__ == "__main__":

@@ -1,9 +1,13 @@
 """What scripts/compare.py compares: methods, ways of choosing the attack, and ablations, by name."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import yaml
+
 from astra_env.config.schema import ExperimentConfig
+from astra_env.errors import ConfigError
 
 FIXED = {"policy": "fixed", "policy_args": {"epsilon": "8/255", "steps": 5, "step_size": "2/255"}}
 ROCL_FIXED = {
@@ -21,6 +25,15 @@ class Variant:
 
     sentence: str
     overrides: dict[str, Any] = field(default_factory=dict)
+
+
+def _fixed(epsilon: str, steps: int, step_size: str) -> dict[str, Any]:
+    """Return a fixed attack that pays for no reward."""
+    attack = {"epsilon": epsilon, "steps": steps, "step_size": step_size}
+    return {"policy": "fixed", "policy_args": attack, "learner.reward": "none", "learner.reward_args": {}}
+
+
+ONE_STEP_8 = _fixed("8/255", 1, "10/255")
 
 
 def _method(objective: str, sentence: str, attack: dict[str, Any] | None = None) -> Variant:
@@ -56,6 +69,16 @@ VARIANTS = {
     "single_norm": Variant(
         "ablation of learned: one BatchNorm for both branches", {**IMPROVED, "target.norm": "single"}
     ),
+    "clean_steps": Variant(
+        "ASTrA's loss on clean views in place of attacked ones: 0 steps", _fixed("8/255", 0, "8/255")
+    ),
+    "one_step": Variant("one step of 24/255", _fixed("24/255", 1, "24/255")),
+    "one_step_16": Variant("one step of 16/255", _fixed("16/255", 1, "16/255")),
+    "one_step_12": Variant("one step of 12/255", _fixed("12/255", 1, "12/255")),
+    "one_step_8": Variant("one step of 10/255 in a radius of 8/255, as in fast adversarial training", ONE_STEP_8),
+    "three_steps": Variant("24/255, 3 steps of 10/255", _fixed("24/255", 3, "10/255")),
+    "five_steps": Variant("24/255, 5 steps of 6/255", _fixed("24/255", 5, "6/255")),
+    "two_steps": Variant("32/255, 2 steps of 20/255", _fixed("32/255", 2, "20/255")),
     "acl_astra": _method("acl", "ACL whose attacks are learned", IMPROVED),
     "dynacl_astra": _method("dynacl", "DynACL whose attacks are learned", IMPROVED),
     "rocl_astra": _method("rocl", "RoCL whose attacks are learned", IMPROVED),
@@ -67,13 +90,39 @@ SUITES = {
     "strategies": ("no_attack", "acl", "dynacl", "random", "paper", "learned", "constant", "cost_aware"),
     "speed": ("exact", "fast"),
     "ablation": ("learned", "no_mixed", "fixed", "single_norm"),
+    "budget": (
+        "clean_steps",
+        "acl_attack",
+        "one_step_8",
+        "one_step_12",
+        "one_step_16",
+        "one_step",
+        "three_steps",
+        "five_steps",
+        "two_steps",
+        "random_attack",
+    ),
     "methods": ("no_attack", "acl", "dynacl", "rocl", "advcl", "deacl", "barlow", "rocl_astra", "dynacl_astra"),
 }
 
 
-def variant_overrides(name: str, base: ExperimentConfig) -> dict[str, Any]:
+def own_variant(text: str) -> tuple[str, Variant]:
+    """Read a variant of one's own, ``NAME:KEY=VALUE,KEY=VALUE``; values are read as in YAML.
+
+    Raises ConfigError for another form, or the name of a variant that exists.
+    """
+    name, _, settings = text.partition(":")
+    pairs = [part.partition("=") for part in settings.split(",")]
+    if not name or not all(key and equals for key, equals, _ in pairs):
+        raise ConfigError(f"variant: expected NAME:KEY=VALUE[,KEY=VALUE], got {text!r}")
+    if name in VARIANTS:
+        raise ConfigError(f"variant: {name!r} is a variant already; choose another name")
+    return name, Variant("", {key.strip(): yaml.safe_load(value) for key, _, value in pairs})
+
+
+def variant_overrides(name: str, base: ExperimentConfig, own: Mapping[str, Variant] | None = None) -> dict[str, Any]:
     """Return what a variant sets over ``base``; the published strategy network is made as narrow as the target."""
-    overrides = dict(VARIANTS[name].overrides)
+    overrides = dict({**VARIANTS, **(own or {})}[name].overrides)
     if overrides.get("policy_args", {}).get("preset") == "paper":
         overrides["policy_args"] = {**overrides["policy_args"], "width": base.target.width}
     return overrides

@@ -1,17 +1,17 @@
 """Evaluate encoders and classifiers: probes, fine-tuning, attacks, curves, corruptions; one table for all of them."""
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from astra_env.config.command_line import run_main
+from astra_env.config.paths import user_path
 from astra_env.config.reading import build_parser, from_dict, parse_command_line
 from astra_env.errors import ConfigError
 from astra_env.evaluation.campaign.config import EvaluationConfig
 from astra_env.training.interrupts import GracefulStop, Interrupted
 
-LISTS = ("--attacks", "--curves", "--attack.epsilon", "--head.learning_rate")
 PRESETS = "astra_env.evaluation.campaign.presets"
 WAIT_SECONDS = 7 * 24 * 3600.0
 """How long processes wait for the one that trains a head or runs AutoAttack."""
@@ -40,11 +40,11 @@ def main() -> int:
     parser.add_argument("--every", action="store_true", help="Evaluate all kept checkpoints of each run directory.")
     parser.add_argument("--perception", action="store_true", help="Add RPAT's perception analysis.")
     parser.add_argument("--quiet", action="store_true", help="No progress bars.")
-    values = parse_command_line(parser, with_lists(sys.argv[1:]), package=PRESETS)
+    values = parse_command_line(parser, sys.argv[1:], package=PRESETS)
     names = ("checkpoints", "out", "every", "perception", "quiet")
     options = {name: values.pop(name) for name in names}
     config = from_dict(EvaluationConfig, values)
-    out = Path(options["out"])
+    out = user_path("out", options["out"])
     from astra_env.distributed import start
     from astra_env.evaluation.campaign.runner import evaluate
 
@@ -63,16 +63,6 @@ def main() -> int:
     return 0
 
 
-def with_lists(arguments: Sequence[str]) -> list[str]:
-    """Return the arguments with ``--curves radius,path`` written as the YAML list that the parser expects."""
-    separate = [part for item in arguments for part in (item.split("=", 1) if item.startswith(LISTS) else [item])]
-    for index, name in enumerate(separate[:-1]):
-        value = separate[index + 1]
-        if name in LISTS and not value.startswith(("[", "--")):
-            separate[index + 1] = f"[{value}]"
-    return separate
-
-
 def perception_hook(config: EvaluationConfig, out: Path, progress: bool) -> Any:
     """Return RPAT's perception analysis as a hook; raises ConfigError when this installation has none."""
     try:
@@ -84,10 +74,7 @@ def perception_hook(config: EvaluationConfig, out: Path, progress: bool) -> Any:
         found = analyse(
             model,
             test,
-            epsilon=config.epsilons[0],
-            steps=config.attack.steps,
-            step_size=config.step_size,
-            norm=config.attack.norm,
+            config.attack_within(config.epsilons[0]),
             batch_size=config.attack.batch_size,
             seed=config.seed,
             progress=progress,

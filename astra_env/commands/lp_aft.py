@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from astra_env.config.command_line import run_main
+from astra_env.config.paths import user_path
 from astra_env.config.reading import build_parser, from_dict, parse_command_line
 from astra_env.config.schema import DataConfig
 from astra_env.errors import ConfigError
@@ -38,7 +39,7 @@ def main() -> int:
     config = from_dict(LPAFTConfig, values)
     if options["out"] is None:
         raise ConfigError("out: expected a directory for the result; give one with --out DIR")
-    path = post_process(config, options["checkpoint"], Path(options["out"]), progress=not options["quiet"])
+    path = post_process(config, options["checkpoint"], user_path("out", options["out"]), progress=not options["quiet"])
     print(f"encoder after LP-AFT: {path}")
     return 0
 

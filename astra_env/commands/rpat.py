@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from astra_env.config.command_line import run_main
+from astra_env.config.paths import given_option, user_path
 from astra_env.config.reading import build_parser, from_dict, parse_command_line, to_yaml
 from astra_env.distributed import restarted, start
 from astra_env.errors import ConfigError
@@ -37,11 +38,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     if resume and run_dir is None:
         raise ConfigError("run_dir: --resume needs the --run_dir of the run to continue; add it")
-    folder = Path(run_dir or f"runs/{config.method.replace(':', '_')}")
+    folder = user_path("run_dir", run_dir or f"runs/{config.method.replace(':', '_')}")
     with start(config.device, config.run.timeout_seconds) as world:
         trainer = Trainer(config, world=world)
         resume = resume or world.agreed(restarted() and (folder / "config.yaml").exists())
-        summary = trainer.fit(folder, resume=resume)
+        summary = trainer.fit(folder, resume=resume, renew=resume and given_option(arguments, "data.root") is not None)
     if world.main:
         print(_report(summary, folder))
     return trainer.exit_status
@@ -49,14 +50,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _values_of_run(arguments: list[str]) -> dict[str, Any]:
     """Return the settings of the run that is resumed, so that nothing has to be given again; none without a run."""
-    if "--resume" not in arguments:
-        return {}
-    for index, argument in enumerate(arguments):
-        folder = arguments[index + 1] if argument == "--run_dir" and index + 1 < len(arguments) else None
-        folder = argument.partition("=")[2] if argument.startswith("--run_dir=") else folder
-        if folder is not None and (Path(folder) / "config.yaml").is_file():
-            return stored_values(Path(folder))
-    return {}
+    folder = given_option(arguments, "run_dir") if "--resume" in arguments else None
+    path = None if folder is None else user_path("run_dir", folder)
+    return stored_values(path) if path is not None and (path / "config.yaml").is_file() else {}
 
 
 def _report(summary: dict, folder: Path) -> str:

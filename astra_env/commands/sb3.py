@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from agents.sb3.config import CONFIG_PACKAGE, AgentConfig
 from astra_env.config.command_line import run_main
+from astra_env.config.paths import user_path
 from astra_env.config.reading import build_parser, from_dict, parse_command_line, to_yaml
 from astra_env.config.run_configuration import config_of_run
 from astra_env.errors import ConfigError
@@ -41,7 +42,7 @@ def main() -> int:
     if options["run_dir"] is None:
         raise ConfigError("run_dir: expected a directory for the run; give one with --run_dir DIR")
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    run_dir = Path(options["run_dir"])
+    run_dir = user_path("run_dir", options["run_dir"])
     if options["play"]:
         return play_one(config_of_run(AgentConfig, run_dir, package=CONFIG_PACKAGE), run_dir, options["play_seed"])
     config = (

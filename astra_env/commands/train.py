@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from astra_env.config.command_line import run_main
+from astra_env.config.paths import given_option, user_path
 from astra_env.config.reading import build_parser, from_dict, parse_command_line, to_yaml
 from astra_env.config.run_configuration import config_of_run
 from astra_env.config.schema import ExperimentConfig
@@ -42,14 +43,25 @@ def main() -> int:
     options = {name: values.pop(name) for name in ("run_dir", "resume", "track", "quiet")}
     if options["run_dir"] is None:
         raise ConfigError("run_dir: expected a directory for the run; give one with --run_dir DIR")
-    run_dir = Path(options["run_dir"])
-    config = config_of_run(ExperimentConfig, run_dir) if options["resume"] else from_dict(ExperimentConfig, values)
+    run_dir = user_path("run_dir", options["run_dir"])
+    moved = given_option(sys.argv, "data.root") if options["resume"] else None
+    config = (
+        config_of_run(ExperimentConfig, run_dir, data_root=moved)
+        if options["resume"]
+        else from_dict(ExperimentConfig, values)
+    )
     from astra_env.distributed import restarted, start
 
     with start(config.device, config.run.timeout_seconds) as world:
         resume = options["resume"] or world.agreed(restarted() and (run_dir / "config.yaml").exists())
         status = run_training(
-            config, run_dir, resume=resume, quiet=options["quiet"], track=options["track"], world=world
+            config,
+            run_dir,
+            resume=resume,
+            renew=moved is not None,
+            quiet=options["quiet"],
+            track=options["track"],
+            world=world,
         )
     if not status and world.main:
         report(json.loads((run_dir / "summary.json").read_text()), run_dir)
@@ -61,16 +73,23 @@ def run_training(
     run_dir: Path,
     *,
     resume: bool = False,
+    renew: bool = False,
     quiet: bool = False,
     track: bool = False,
     world: "World | None" = None,
 ) -> int:
-    """Train to the end, measure and write everything; returns 0, or the status to exit with after a signal."""
+    """Train to the end, measure and write everything; returns 0, or the status to exit with after a signal.
+
+    What the end needs is looked for before anything is written: test images, labels, room on the disk. ``renew``: the
+    data of a resumed run has moved, and its configuration is written again.
+    """
     import torch
 
     import agents
     from astra_env.distributed import ALONE, SharedRun
+    from astra_env.evaluation import require_measurable
     from astra_env.learner.make import make_learner, training_images
+    from astra_env.storage.room import require_room, state_bytes
     from astra_env.storage.run_directory import RunDirectory
     from astra_env.training.trainer import Trainer
 
@@ -82,9 +101,13 @@ def run_training(
     learner = make_learner(config, training_images(config, world, progress=not quiet and world.main), world)
     context = agents.Context(learner.space, learner.device, config.seed, learner.total_steps, learner.warmup_steps)
     policy = agents.make(config.policy, context=context, **config.policy_args)
+    require_measurable(learner, config, progress=not quiet and world.main)
+    if world.main:
+        kept = learner.total_steps // config.run.keep_every if config.run.keep_every else 0
+        require_room(run_dir, state_bytes(learner.state_dict()), kept, resume=resume)
     if track and world.main:
         start_tracking(run_dir, to_yaml(config))
-    with SharedRun(world, run_dir, lambda: RunDirectory(run_dir, to_yaml(config), resume=resume)) as run:
+    with SharedRun(world, run_dir, lambda: RunDirectory(run_dir, to_yaml(config), resume=resume, renew=renew)) as run:
         trainer = Trainer(config, learner, policy, run, progress=not quiet)
         if resume:
             trainer.restore()

@@ -16,7 +16,9 @@ import jsonargparse
 import yaml
 
 from astra_env.config.dotted import flat, refuse_renamed, set_dotted
+from astra_env.config.lists import gather, spread
 from astra_env.config.nested_arguments import gather_nested
+from astra_env.config.paths import settled, user_path
 from astra_env.config.safe_yaml import read_yaml
 from astra_env.config.types import bare, complaint
 from astra_env.errors import ConfigError
@@ -124,10 +126,12 @@ def parse_command_line(
             continue
         for key, value in read_source(path, package).items():
             set_dotted(base, key, value)
+    several = [name for action in parser._actions if action.nargs in ("+", "*") for name in action.option_strings]
+    arguments = spread(arguments, several)
     schema = getattr(parser, "schema", None)
     if schema is not None:
         refuse_renamed(schema, [*flat(base), *(name[2:].partition("=")[0] for name in arguments if name[:2] == "--")])
-        arguments = gather_nested(arguments, schema, base)
+        arguments = gather_nested(gather(arguments, schema), schema, base)
     try:
         namespace = parser.parse_args([*before, *arguments])
     except (jsonargparse.ArgumentError, TypeError, ValueError, KeyError) as error:
@@ -172,8 +176,9 @@ def find_config(name: str | Path, package: str = PRESET_PACKAGE) -> Path:
     """Return the path of a preset or YAML file; raises ConfigError listing the presets when neither exists."""
     if str(name) in presets(package):
         return Path(str(resources.files(package) / f"{name}.yaml"))
-    if Path(name).is_file():
-        return Path(name)
+    path = user_path("config", name)
+    if path.is_file():
+        return path
     raise ConfigError(f"config: no file and no preset called {str(name)!r}; presets: {', '.join(presets(package))}")
 
 
@@ -210,7 +215,10 @@ def check_keys(cls: type, values: Any, section: str = "") -> None:
 
 
 def from_dict(cls: type[C], values: Mapping[str, Any]) -> C:
-    """Build a dataclass tree from nested values that were type-checked before, then call its ``validate``."""
+    """Build a dataclass tree from nested values that were type-checked before, then call its ``validate``.
+
+    Paths become absolute: the configuration means the same from every folder.
+    """
     config = cast(C, _build(cls, values, ""))
     validate = getattr(config, "validate", None)
     if validate is not None:
@@ -241,7 +249,7 @@ def _build(cls: type, values: Mapping[str, Any], section: str) -> Any:
             raise ConfigError(f"{section}{item.name}: expected a value, got null")
         elif isinstance(value, list) and _is_tuple(hints[item.name]):
             value = tuple(value)
-        arguments[item.name] = bare(value)
+        arguments[item.name] = settled(f"{section}{item.name}", bare(value), item.metadata)
     return cls(**arguments)
 
 

@@ -14,12 +14,12 @@ logger = logging.getLogger(__name__)
 _CODE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 
-def config_of_run(cls: type[C], run_dir: Path, *, package: str = PRESET_PACKAGE) -> C:
+def config_of_run(cls: type[C], run_dir: Path, *, package: str = PRESET_PACKAGE, data_root: str | None = None) -> C:
     """Load ``config.yaml`` of a run directory as the dataclass ``cls``.
 
     To continue a run is to use the configuration in its directory, ``module:attribute`` names included; they are named
     in a warning before they are imported. What checkpoints say of their configuration is never imported. Keys that were
-    renamed since have their new names.
+    renamed since have their new names. ``data_root``: where the data has moved to; None for where it was.
 
     Raises:
         RunDirectoryError: when there is none.
@@ -32,4 +32,4 @@ def config_of_run(cls: type[C], run_dir: Path, *, package: str = PRESET_PACKAGE)
     for name, value in flat(values).items():
         if isinstance(value, str) and _CODE.fullmatch(value):
             logger.warning("%s: %s imports your code %r", path, name, value)
-    return load_config(cls, values, package=package)
+    return load_config(cls, values, {} if data_root is None else {"data.root": data_root}, package=package)

@@ -4,11 +4,13 @@ Values come from the dataclass defaults, then a preset or YAML file, then dotted
 :mod:`astra_env.config.reading` for how they are read.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
-from astra_env.config.checks import at_least, require_attackable_in_training_mode, require_compilable
+from astra_env.config.checks import at_least, one_of, require_attackable_in_training_mode, require_compilable
 from astra_env.config.options import RunOptions, SpeedOptions
+from astra_env.config.paths import PATH, path_keys
 from astra_env.config.types import (
     ClosedUnitInterval,
     Finite,
@@ -25,15 +27,21 @@ class DataConfig:
     """Which images, from where."""
 
     name: str = "digits"
-    """digits, cifar10, cifar100, stl10, tiny_imagenet, folder or module:function."""
-    root: str = "data"
+    """digits, cifar10, cifar100, stl10, tiny_imagenet, module:function, or folder: train/<class>/* and test/<class>/*;
+    class folders alone; or, to pretrain without labels, any folder of images."""
+    root: str = field(default="data", metadata=PATH)
     """Folder that holds the data set."""
     download: bool = False
     """Fetch the data set when it is not under root."""
     image_size: int | None = None
     """Side of the square images; default the data set's own."""
+    cache: str | None = field(default=None, metadata=PATH)
+    """Folder for decoded images; default the user's cache folder (XDG_CACHE_HOME or ~/.cache, in astra_env)."""
+    holdout: float | None = None
+    """Share of the training images, seeded and class-balanced, that serves as the test split of a data set without one,
+    such as 0.1; default none."""
     max_images: int | None = None
-    """Use only the first images of the training split (class-balanced when labelled); default all."""
+    """Use only this many images of the training split (class-balanced when labelled, else the first); default all."""
     device_budget_mib: int = 4096
     """Keep the images on the learner's device when they take at most this many MiB."""
     host_budget_mib: int = 8192
@@ -66,9 +74,12 @@ class ViewsConfig:
 class TargetConfig:
     """The target network: the encoder that is being made robust."""
 
-    backbone: Literal["resnet", "vit"] = "resnet"
-    """resnet, or vit: a vision transformer with layer norms, for which blocks, stem and norm mean nothing, and which
-    has a head of its own."""
+    backbone: str = "resnet"
+    """resnet; vit: a vision transformer with layer norms, for which blocks, stem and norm mean nothing, and which has a
+    head of its own; timm:NAME; or module:function of yours. The function is called with those of num_classes (1),
+    normalize (None), width and generator that it names, and returns a torch module that gives embeddings
+    (N, embed_dim) of images (N, 3, H, W), by embed(images) or when called, and says embed_dim. Its norms are its own,
+    the same for both branches; so functions for network.name of supervised runs serve as well."""
     width: PositiveInt = 64
     """Channels of the first stage; of a token for vit, one attention head per 32."""
     depth: PositiveInt = 6
@@ -96,22 +107,27 @@ class TargetConfig:
 
 @dataclass
 class StrategyConfig:
-    """The grids a policy chooses attacks from; numbers in [0, 1] pixel units or fractions such as 8/255."""
+    """The grids a policy chooses attacks from; numbers in [0, 1] pixel units or fractions such as 8/255.
+
+    In l2 they are lengths of the whole perturbation and may exceed 1.
+    """
 
     epsilon: list[float | str] = field(default_factory=lambda: [f"{i}/255" for i in range(3, 16)])
-    """Radii of the l-inf ball."""
+    """Radii of the ball of learner.norm."""
     steps: list[int] = field(default_factory=lambda: list(range(3, 15)))
-    """Numbers of PGD steps."""
+    """Numbers of PGD steps; 0 trains on clean views in place of attacked ones, at no cost of an attack."""
     step_size: list[float | str] = field(default_factory=lambda: [f"{i}/255" for i in range(1, 6)])
-    """Lengths of one step."""
+    """Lengths of one step, in the unit below."""
+    step_size_unit: Literal["pixels", "relative"] = "pixels"
+    """pixels, or relative: multiples of epsilon / steps, so that 1 just reaches the edge of the ball."""
 
 
 @dataclass
 class LearnerConfig(SpeedOptions):
     """Adversarial training of the target network.
 
-    Batch size, length, learning rate, momentum, weight decay, reward, precision and what else is about speed are every
-    learner's; the other fields are the contrastive one's.
+    Batch size, length, learning rate, momentum, weight decay, norm, reward, precision and what else is about speed are
+    every learner's; the other fields are the contrastive one's.
     """
 
     kind: str = "contrastive"
@@ -120,7 +136,7 @@ class LearnerConfig(SpeedOptions):
     """Settings of that learner; contrastive has none, supervised takes those of rpat, such as {method: trades}."""
     objective: str = "astra"
     """astra, acl, dynacl, rocl, advcl, deacl, barlow, simclr (clean views only, no attack) or module:Class."""
-    objective_args: dict[str, Any] = field(default_factory=dict)
+    objective_args: dict[str, Any] = field(default_factory=dict, metadata=path_keys("teacher", "encoder"))
     """Arguments of the objective."""
     batch_size: int = 512
     """Images per step; each gives two views in contrastive training."""
@@ -130,6 +146,10 @@ class LearnerConfig(SpeedOptions):
     """Length of the training in epochs."""
     total_steps: PositiveInt | None = None
     """Length of the training in steps; when given, epochs is ignored."""
+    budget: PositiveFinite | None = None
+    """Length of the training in F per view, F being a forward pass of the target on one view: an attack step costs 2,
+    training on clean and attacked views 6, everything else what it does; when given, epochs is ignored and total_steps
+    must be null."""
     optimizer: Literal["lars", "sgd"] = "lars"
     """lars or sgd, both with momentum."""
     learning_rate: PositiveFinite = 5.0
@@ -149,14 +169,17 @@ class LearnerConfig(SpeedOptions):
     warm-up starts at 1 / warmup_epochs of the highest)."""
     temperature: PositiveFinite = 0.5
     """Temperature of NT-Xent."""
+    norm: str = "linf"
+    """Norm of the ball that attacks stay in: linf, l2 or module:Class; also that of the measurement at the end."""
     attack_mode: Literal["eval", "train"] = "eval"
     """Mode of the network under the attack: eval, or train (AdvCL), in which BatchNorms normalise by the batch and
     their running statistics move."""
     mixed_weight: NonNegativeFinite = 0.5
     """Weight w of the mixed loss of astra and barlow."""
     reward: str = "astra"
-    """astra, per_view, vs_fixed, cost_aware, constant or module:attribute; supervised: adv_loss_gain, look_ahead,
-    constant or module:attribute."""
+    """Of damage: astra, per_view, vs_fixed, cost_aware, constant; of the outcome, on held-out images: robust_progress,
+    probe_progress, gradient_alignment; or module:attribute. Supervised: adv_loss_gain, look_ahead, constant, the
+    outcomes or module:attribute."""
     reward_args: dict[str, Any] = field(default_factory=dict)
     """Arguments of the reward."""
     accumulate: PositiveInt = 1
@@ -183,21 +206,21 @@ class ProbeConfig:
 
     enabled: bool = True
     """Measure when the training is finished."""
-    epochs: int = 25
+    epochs: PositiveInt = 25
     """Epochs of the linear classifier."""
-    learning_rate: float = 0.01
+    learning_rate: PositiveFinite = 0.01
     """SGD learning rate of the linear classifier."""
-    batch_size: int = 512
+    batch_size: PositiveInt = 512
     """Batch size of the linear classifier."""
     augment: bool = True
     """Crop and flip the training images (features are then extracted every epoch), or probe fixed features."""
     epsilon: list[float | str] = field(default_factory=lambda: ["8/255"])
-    """Radii of the PGD attack on the test images."""
-    steps: int = 20
+    """Radii of the PGD attack on the test images, in learner.norm."""
+    steps: NonNegativeInt = 20
     """Steps of that attack."""
     step_size: float | str | None = None
     """Length of a step; default the papers' 2/255 (l2: 2.5 * epsilon / steps)."""
-    max_test_images: int | None = None
+    max_test_images: PositiveInt | None = None
     """Attack a seeded sample of this many test images; default all."""
 
 
@@ -214,6 +237,11 @@ class RunConfig(RunOptions):
 @dataclass
 class ExperimentConfig:
     """Everything a run under a policy's attacks depends on."""
+
+    renamed: ClassVar[Mapping[str, str]] = {
+        f"learner.kind_args.{name}": f"learner.{name}" for name in ("norm", "sync_bn")
+    }
+    """Old keys and what they are called now."""
 
     seed: int = 3407
     """Seed of every generator of the run."""
@@ -244,8 +272,18 @@ class ExperimentConfig:
             raise ConfigError(
                 f"learner.kind_args: contrastive takes none, got {', '.join(map(str, learner.kind_args))}"
             )
-        if learner.fold_batchnorm and self.target.backbone == "vit":
-            raise ConfigError("learner.fold_batchnorm: target.backbone 'vit' has no BatchNorm to fold; switch it off")
+        if learner.budget is not None and learner.total_steps is not None:
+            raise ConfigError(
+                f"learner.budget: {learner.budget:g} F beside learner.total_steps {learner.total_steps} gives the "
+                "training two lengths; set one of them to null"
+            )
+        if ":" not in self.target.backbone:
+            one_of("target.backbone", self.target.backbone, ("resnet", "vit", "timm:NAME", "module:function"))
+        if learner.fold_batchnorm and self.target.backbone != "resnet":
+            raise ConfigError(
+                f"learner.fold_batchnorm: only target.backbone 'resnet' can be folded, got {self.target.backbone!r}; "
+                "switch it off"
+            )
         if learner.fold_batchnorm and self.target.norm == "group":
             raise ConfigError("learner.fold_batchnorm: needs target.norm branch or single, got 'group'")
         require_compilable("learner", learner)

@@ -25,6 +25,7 @@ class ImageDataset:
         classes: name of each label.
         spill: folder of the file that ``images`` is mapped from; None when the images are in memory. Subsets of a
             mapped set are written beside it, because they may not fit in memory either.
+        total: images of the split when these are only the ones that were asked for; None when all are here.
 
     Raises:
         DataError: when shapes, types or the range of the labels do not fit together.
@@ -36,6 +37,7 @@ class ImageDataset:
     labels: Tensor
     classes: tuple[str, ...]
     spill: Path | None = None
+    total: int | None = None
 
     def __post_init__(self) -> None:
         here = f"data set {self.name!r} ({self.split})"
@@ -57,6 +59,12 @@ class ImageDataset:
     def __repr__(self) -> str:
         shape, place = tuple(self.images.shape), "mapped" if self.spill else self.images.device
         return f"ImageDataset({self.name!r}, {self.split!r}, images={shape}, classes={len(self.classes)}, {place})"
+
+    @classmethod
+    def sketch(cls, name: str, split: str, labels: Tensor, classes: tuple[str, ...]) -> "ImageDataset":
+        """Return a data set with these labels (int64 ``(N,)``) and black pixels of no size, to choose rows from."""
+        pixels = torch.zeros(1, 3, 1, 1, dtype=torch.uint8)
+        return cls(name, split, pixels.expand(len(labels), -1, -1, -1), labels, classes)
 
     def gather(self, indices: Tensor, device: torch.device | str | None = None) -> Tensor:
         """Return the images at ``indices`` (int64 ``(B,)``) as uint8 ``(B, 3, H, W)`` on ``device``.

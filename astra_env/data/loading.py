@@ -5,8 +5,10 @@ from pathlib import Path
 
 import torch
 
+from astra_env.config.paths import absolute
+from astra_env.data.chosen import held_out, only_chosen
 from astra_env.data.dataset import ImageDataset
-from astra_env.data.request import DATASETS, SPLITS, ReadRequest, default_workers
+from astra_env.data.request import DATASETS, SPLITS, Choose, ReadRequest, default_workers
 from astra_env.errors import ConfigError, DataError
 
 
@@ -22,6 +24,9 @@ def load_dataset(
     max_host_bytes: int = 8 << 30,
     workers: int | None = None,
     progress: bool = True,
+    cache: str | Path | None = None,
+    holdout: float | None = None,
+    choose: Choose | None = None,
 ) -> ImageDataset:
     """Load a data set into memory.
 
@@ -36,6 +41,9 @@ def load_dataset(
         max_host_bytes: byte budget in main memory, beyond which decoded files stay memory-mapped.
         workers: processes that decode image files; None means one per usable core.
         progress: show a progress bar while decoding.
+        cache: folder for decoded images; None for the user's cache folder.
+        holdout: share of the training images that serves as the test split, for data sets without one.
+        choose: the rows that are wanted; the others need not be decoded.
 
     Raises:
         DataError: one line naming the field, the value or the file, and the remedy.
@@ -54,14 +62,27 @@ def load_dataset(
         reader = DATASETS.get(name)
     except ConfigError as error:
         raise DataError(str(error)) from error
-    path = Path(root).expanduser().absolute()
+    if holdout is not None:
+        if name in DATASETS and name != "folder":
+            raise DataError(f"data.holdout: {name} has test images of its own; leave it null")
+        choose = held_out(holdout, split, choose)
     request = ReadRequest(
-        name, split, path, download, image_size, max_host_bytes, workers or default_workers(), progress
+        name=name,
+        split=split if holdout is None else "train",
+        root=absolute("data.root", root),
+        download=download,
+        image_size=image_size,
+        max_host_bytes=max_host_bytes,
+        workers=workers or default_workers(),
+        progress=progress,
+        cache=None if cache is None else absolute("data.cache", cache),
+        choose=choose,
+        holdout=holdout is not None,
     )
     dataset = reader(request)
     if not isinstance(dataset, ImageDataset):
         raise DataError(f"data.name: {name!r} must return an ImageDataset, it returned {type(dataset).__name__}")
-    return _place(dataset, target, max_device_bytes)
+    return _place(replace(only_chosen(dataset, choose), split=split), target, max_device_bytes)
 
 
 def _place(dataset: ImageDataset, device: torch.device, max_bytes: int) -> ImageDataset:

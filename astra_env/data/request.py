@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
 
+from torch import Tensor
+
 from astra_env.data.dataset import ImageDataset
 from astra_env.registry import Registry
 
@@ -15,6 +17,9 @@ SPLITS = ("pretrain", "train", "test")
 
 DOWNLOAD_ERRORS = (OSError, RuntimeError, HTTPException, zipfile.BadZipFile, tarfile.TarError)
 """What torchvision's download and extraction raise when the network, the server or the archive is at fault."""
+
+Choose = Callable[[ImageDataset], Tensor | None]
+"""Returns the rows that are wanted (int64, sorted), or None for all, of a data set whose labels alone count."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +35,10 @@ class ReadRequest:
         max_host_bytes: larger sets of images stay memory-mapped.
         workers: processes or threads that decode.
         progress: show a progress bar.
+        cache: folder for decoded images; None for the user's cache folder.
+        choose: the rows that are wanted. A reader may return all of them; one that decodes only these says so by the
+            data set's ``total``.
+        holdout: whether part of the training images serves as the test split.
     """
 
     name: str
@@ -40,6 +49,9 @@ class ReadRequest:
     max_host_bytes: int
     workers: int
     progress: bool
+    cache: Path | None = None
+    choose: Choose | None = None
+    holdout: bool = False
 
     @property
     def labelled_split(self) -> str:
@@ -51,6 +63,9 @@ Reader = Callable[[ReadRequest], ImageDataset]
 """Returns the data set on the CPU; raises DataError."""
 
 DATASETS: Registry[Reader] = Registry("data.name")
+
+NATIVE_SIZES = {"digits": 16, "cifar10": 32, "cifar100": 32, "stl10": 96, "tiny_imagenet": 64}
+"""Side of a data set's images in pixels, when no other is asked for."""
 
 
 def default_workers() -> int:

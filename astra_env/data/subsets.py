@@ -14,9 +14,14 @@ def split_validation(dataset: ImageDataset, size: int, seed: int) -> tuple[Image
         DataError: when the set is unlabelled, or ``size`` leaves a class without a training or validation image.
     """
     held_out = stratified_indices(dataset, size, seed)
-    keep = torch.ones(len(dataset), dtype=torch.bool)
-    keep[held_out] = False
-    return dataset.subset(keep.nonzero().flatten()), dataset.subset(held_out)
+    return dataset.subset(complement(held_out, len(dataset))), dataset.subset(held_out)
+
+
+def complement(rows: Tensor, count: int) -> Tensor:
+    """Return the indices below ``count`` that are not in ``rows``, int64, sorted."""
+    keep = torch.ones(count, dtype=torch.bool)
+    keep[rows] = False
+    return keep.nonzero().flatten()
 
 
 def stratified_indices(dataset: ImageDataset, size: int, seed: int) -> Tensor:
@@ -54,9 +59,30 @@ def label_fraction(dataset: ImageDataset, fraction: float, seed: int) -> ImageDa
 def split_labelled(dataset: ImageDataset, fraction: float, seed: int) -> tuple[ImageDataset, ImageDataset]:
     """Return (the images that :func:`label_fraction` keeps, all others); raises DataError as that does."""
     kept = _fraction_rows(dataset, fraction, seed)
-    left = torch.ones(len(dataset), dtype=torch.bool)
-    left[kept] = False
-    return dataset.subset(kept), dataset.subset(left.nonzero().flatten())
+    return dataset.subset(kept), dataset.subset(complement(kept, len(dataset)))
+
+
+def proportional_rows(dataset: ImageDataset, count: int, seed: int) -> Tensor:
+    """Return exactly ``count`` sorted rows, every class in proportion and none left out.
+
+    Where rounding every class gives that many rows they are those of :func:`label_fraction`.
+
+    Raises:
+        DataError: when the set is unlabelled or ``count`` is smaller than the number of classes.
+    """
+    groups = _rows_by_class(dataset)
+    if not len(groups) <= count <= len(dataset):
+        raise DataError(
+            f"data.max_images: expected {len(groups)}..{len(dataset)}, one of each class to all, got {count}"
+        )
+    sizes = [len(rows) for rows in groups]
+    counts = [round(count / len(dataset) * size) for size in sizes]
+    if sum(counts) != count:
+        counts = _largest_remainder(sizes, count)
+    while 0 in counts:
+        counts[counts.index(max(counts))] -= 1
+        counts[counts.index(0)] += 1
+    return _draw(groups, counts, seed)
 
 
 def _fraction_rows(dataset: ImageDataset, fraction: float, seed: int) -> Tensor:

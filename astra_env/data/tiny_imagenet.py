@@ -6,7 +6,8 @@ from pathlib import Path
 
 from astra_env.data.cache import SourceFile
 from astra_env.data.dataset import ImageDataset
-from astra_env.data.folder import list_images, read_files
+from astra_env.data.folder import read_files
+from astra_env.data.layout import list_images
 from astra_env.data.request import DATASETS, DOWNLOAD_ERRORS, ReadRequest
 from astra_env.errors import DataError
 

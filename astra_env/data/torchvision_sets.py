@@ -11,8 +11,10 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from astra_env.data.cache import SourceFile, begin_array, cached_images
+from astra_env.data.chosen import narrowed
 from astra_env.data.dataset import ImageDataset
-from astra_env.data.folder import has_class_folders, read_class_folders
+from astra_env.data.folder import read_class_folders
+from astra_env.data.layout import has_class_folders
 from astra_env.data.request import DATASETS, DOWNLOAD_ERRORS, ReadRequest
 from astra_env.errors import DataError
 
@@ -54,21 +56,27 @@ def read_stl10(request: ReadRequest) -> ImageDataset:
     if missing:
         _fetch(source, root)
 
+    def stored() -> np.ndarray:
+        # The file stores each plane column by column.
+        return np.memmap(base / f"{stem}_X.bin", dtype=np.uint8, mode="r").reshape(-1, 3, 96, 96).swapaxes(2, 3)
+
     def build(target: Path) -> None:
         if request.download and not missing:
             _fetch(source, root)
         _check_files(request, source, root, only=needed)
-        # The file stores each plane column by column.
-        stored = np.memmap(base / f"{stem}_X.bin", dtype=np.uint8, mode="r").reshape(-1, 3, 96, 96).swapaxes(2, 3)
-        _write_images(stored, target, request)
+        _write_images(stored() if rows is None else stored()[rows.numpy()], target, request)
 
-    files = _source_files(base, needed)
-    images, spill = cached_images(request, root, f"stl10-{request.split}", files, build)
-    labels = torch.full((len(images),), -1)
+    files, total = _source_files(base, needed), None
+    count = (base / f"{stem}_X.bin").stat().st_size // (3 * 96 * 96)
+    labels = torch.full((count,), -1)
     if request.split != "pretrain":
         labels = torch.from_numpy(np.fromfile(base / f"{stem}_y.bin", dtype=np.uint8)).long() - 1
     classes = tuple((base / "class_names.txt").read_text().split())
-    return ImageDataset("stl10", request.split, images, labels, classes, spill)
+    name, rows = narrowed(request, root, f"stl10-{request.split}", files, labels, classes)
+    if rows is not None:
+        labels, total = labels[rows], len(labels)
+    images, spill = cached_images(request, root, name, files, build)
+    return ImageDataset("stl10", request.split, images, labels, classes, spill, total)
 
 
 def _read_cifar(request: ReadRequest, source: Any, num_classes: int) -> ImageDataset:
@@ -82,18 +90,17 @@ def _read_cifar(request: ReadRequest, source: Any, num_classes: int) -> ImageDat
         _fetch(source, root)
     loaded = _torchvision(request, source, root, train=request.split != "test")
     stored = loaded.data.transpose(0, 3, 1, 2)
-    images, spill = torch.from_numpy(np.ascontiguousarray(stored)), None
-    if request.image_size not in (None, images.shape[-1]):
+    labels, total = torch.tensor(loaded.targets), None
+    if request.image_size in (None, stored.shape[-1]):
+        images, spill = torch.from_numpy(np.ascontiguousarray(stored)), None
+    else:
         files = _source_files(root / source.base_folder, [name for name, _ in source.train_list + source.test_list])
-        images, spill = cached_images(
-            request,
-            root,
-            f"{request.name}-{request.labelled_split}",
-            files,
-            lambda target: _write_images(stored, target, request),
-        )
-    labels = torch.tensor(loaded.targets)
-    return ImageDataset(request.name, request.split, images, labels, tuple(loaded.classes), spill)
+        stem = f"{request.name}-{request.labelled_split}"
+        stem, rows = narrowed(request, root, stem, files, labels, loaded.classes)
+        if rows is not None:
+            stored, labels, total = stored[rows.numpy()], labels[rows], len(labels)
+        images, spill = cached_images(request, root, stem, files, lambda target: _write_images(stored, target, request))
+    return ImageDataset(request.name, request.split, images, labels, tuple(loaded.classes), spill, total)
 
 
 def _cifar_folders(request: ReadRequest, place: Path, num_classes: int) -> ImageDataset:

@@ -45,8 +45,7 @@ class TrainingEnv:
         overrides: Mapping[str, Any] | None = None,
     ) -> None:
         self.config: ExperimentConfig = load_config(ExperimentConfig, config, overrides)
-        strategy = self.config.strategy
-        self.space = StrategySpace(strategy.epsilon, strategy.steps, strategy.step_size)
+        self.space = StrategySpace.of(self.config)
         self.dataset = training_images(self.config, self.world)
         self.over = True
         self.diverged = False
@@ -137,7 +136,7 @@ class TrainingEnv:
         elif checkpoint is not None or not keep:
             self._build(int(self.np_random.integers(SEED_LIMIT)))
         elif self.learner.finished:
-            self.learner.step_count = 0
+            self.learner.begin_again()
         if checkpoint is not None:
             self.learner.warm_start(str(checkpoint))
         self.over = self.diverged = False

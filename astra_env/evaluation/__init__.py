@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     from astra_env.evaluation.measures.curves import Curve, noise_curve, path_curve, radius_curve
     from astra_env.evaluation.measures.robustness import clean_accuracy, robust_accuracy
     from astra_env.evaluation.probes.classifier import EncoderClassifier
-    from astra_env.evaluation.probes.final import probe_learner
+    from astra_env.evaluation.probes.final import probe_learner, require_measurable
     from astra_env.evaluation.probes.finetuning import finetune
-    from astra_env.evaluation.probes.linear import ProbeResult, TrainingAttack, linear_probe, measure_classifier, probe
+    from astra_env.evaluation.probes.linear import ProbeResult, linear_probe, measure_classifier, probe
     from astra_env.evaluation.probes.semi_supervision import semi_supervised
 
 __all__ = [
@@ -25,7 +25,6 @@ __all__ = [
     "Curve",
     "EncoderClassifier",
     "ProbeResult",
-    "TrainingAttack",
     "autoattack",
     "clean_accuracy",
     "corruption_accuracy",
@@ -37,6 +36,7 @@ __all__ = [
     "probe",
     "probe_learner",
     "radius_curve",
+    "require_measurable",
     "robust_accuracy",
     "semi_supervised",
 ]
@@ -48,7 +48,6 @@ _HOMES = {
     "Curve": "measures.curves",
     "EncoderClassifier": "probes.classifier",
     "ProbeResult": "probes.linear",
-    "TrainingAttack": "probes.linear",
     "autoattack": "measures.auto_attack",
     "clean_accuracy": "measures.robustness",
     "corruption_accuracy": "measures.corruption",
@@ -60,6 +59,7 @@ _HOMES = {
     "probe": "probes.linear",
     "probe_learner": "probes.final",
     "radius_curve": "measures.curves",
+    "require_measurable": "probes.final",
     "robust_accuracy": "measures.robustness",
     "semi_supervised": "probes.semi_supervision",
 }

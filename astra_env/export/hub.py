@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from astra_env.config.paths import user_path
 from astra_env.errors import CheckpointError, InputError
 from astra_env.export.safetensors_format import METADATA_FILE, WEIGHTS_FILE, read_safetensors
 
@@ -23,10 +24,10 @@ def push(folder: str | Path, destination: str, *, private: bool = False) -> str:
         CheckpointError: when the folder is not a whole export.
         InputError: when the hub cannot be reached or refuses, or huggingface_hub is not installed.
     """
-    source = _whole(Path(folder))
+    source = _whole(user_path("out", folder))
     present = [name for name in FILES if (source / name).is_file()]
     if not destination.startswith(HUB):
-        target = Path(destination)
+        target = user_path("push", destination)
         target.mkdir(parents=True, exist_ok=True)
         for name in present:
             shutil.copyfile(source / name, target / name)
@@ -54,9 +55,9 @@ def pull(origin: str, folder: str | Path, *, revision: str | None = None) -> Pat
         CheckpointError: when what is there is not a whole export.
         InputError: when the hub cannot be reached or refuses, or huggingface_hub is not installed.
     """
-    target = Path(folder)
+    target = user_path("out", folder)
     if not origin.startswith(HUB):
-        push(_whole(Path(origin)), str(target))
+        push(_whole(user_path("pull", origin)), str(target))
         return target / WEIGHTS_FILE
     library, errors = _hub()
     repository = origin.removeprefix(HUB)

@@ -1,6 +1,7 @@
 """Exports as ``model.safetensors`` under torchvision's and timm's names, with JSON metadata inside and beside it."""
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from astra_env.models.preact_resnet import PreActResNet, preact_resnet18
 from astra_env.models.resnet import BasicBlock, Bottleneck, ResNet, ResNetTrunk
 from astra_env.models.wide_resnet import WideResNet, wide_resnet_channels
 from astra_env.storage.checkpoint import write_atomically
+from astra_env.storage.foreign import what_it_is
 
 WEIGHTS_FILE = "model.safetensors"
 METADATA_FILE = "model.json"
@@ -70,6 +72,10 @@ def read_safetensors(path: str | Path) -> tuple[dict[str, Tensor], ExportMetadat
             header = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
     except (OSError, library.SafetensorError) as error:
+        with suppress(OSError):
+            other = what_it_is(path.read_bytes()[:1024])
+            if other is not None:
+                raise CheckpointError(f"{path}: {other}") from error
         raise CheckpointError(f"{path}: not a readable safetensors file ({error}); is it complete?") from error
     return tensors, ExportMetadata.from_json(header[KEY], str(path)) if KEY in header else None
 

@@ -10,6 +10,7 @@ from astra_env.distributed import ALONE, World
 from astra_env.errors import ConfigError
 from astra_env.learner.contrastive import ContrastiveLearner
 from astra_env.learner.protocol import Learner
+from astra_env.learner.spending import ComputeMeter
 from astra_env.registry import Registry
 
 LEARNERS: Registry[type[Learner]] = Registry("learner.kind", group="astra_env.learners")
@@ -60,4 +61,8 @@ def make_learner(config: ExperimentConfig, dataset: ImageDataset | None = None, 
     if not cls.spreads and not world.alone:
         raise ConfigError(f"learner.kind: {config.learner.kind!r} runs in one process; start it without torchrun")
     images = dataset if dataset is not None else training_images(config, world)
-    return cls(config, images, world) if cls.spreads else cls(config, images)  # type: ignore[no-any-return]
+    learner: Learner = cls(config, images, world) if cls.spreads else cls(config, images)
+    if learner.meter is None:
+        learner.meter = ComputeMeter(world)
+        learner.meter.watch(learner.target)
+    return learner

@@ -14,6 +14,7 @@ from astra_env.config.schema import ExperimentConfig
 from astra_env.data import ImageDataset
 from astra_env.distributed import ALONE, World, world_of
 from astra_env.errors import ConfigError, Diverged
+from astra_env.learner.spending import ComputeMeter
 from astra_env.models import load_official
 from astra_env.storage.checkpoint import load_checkpoint
 from astra_env.strategy import AttackStrategy, StrategySpace
@@ -74,7 +75,9 @@ class Policy(Protocol):
     A policy that sets ``accepts_tensors = True`` is given uint8 tensors on the learner's device, others NumPy arrays.
     Optional methods: ``learn_from(observation, actions, reward) -> dict`` to learn from each step;
     ``rehearse(observation) -> actions or None`` to have attacks tried before the step, whose reward ``learn_from`` is
-    given first; ``state_dict()`` / ``load_state_dict(state)`` to be saved with a run.
+    given first; ``follow(progress)`` to be told before each step which share of the training budget is used up;
+    ``state_dict()`` / ``load_state_dict(state)`` to be saved with a run. One that has a ``network``, a module that
+    looks at every view, is charged its passes.
     """
 
     def predict(
@@ -95,13 +98,16 @@ class Learner(Protocol):
         space: the grids that attacks are chosen from.
         device: where the network lives.
         target: the network under training.
-        total_steps: length of the training budget in steps.
-        step_count: steps of the budget used up; set to 0, the same network gets another budget.
+        total_steps: length of the training in steps; an estimate when it is given as ``learner.budget``.
+        step_count: steps taken.
         warmup_steps: steps until the learning rate is at its height, for policies with such a schedule.
         learning_rate_scale: factor on the learning rate, lowered when a run that diverged was rolled back.
         norm: of the ball that attacks stay in, "linf" or "l2".
         world: the ranks over which every batch is spread.
         attack_steps: gradient steps spent on attacks so far, over all views; a scalar that stays on the device.
+        meter: counts what the training spends; :func:`astra_env.learner.make.make_learner` gives one to learners that
+            have none. A learner of your own that is to be resumed under ``learner.budget`` saves ``meter.passes``.
+        progress_reward: whether the rewards of steps add up (an outcome's growth) instead of being averaged.
     """
 
     split: ClassVar[str] = "train"
@@ -122,6 +128,8 @@ class Learner(Protocol):
     norm: str = "linf"
     world: World = ALONE
     attack_steps: Tensor = torch.zeros((), dtype=torch.int64)
+    meter: ComputeMeter | None = None
+    progress_reward: bool = False
 
     @classmethod
     def views_per_image(cls, config: ExperimentConfig) -> int:
@@ -141,7 +149,24 @@ class Learner(Protocol):
     @property
     def finished(self) -> bool:
         """Whether the training budget is used up."""
-        return self.step_count >= self.total_steps
+        return self.progress >= 1
+
+    @property
+    def progress(self) -> float:
+        """Share of the training budget used up: of ``learner.budget`` in F where it is given, else of the steps."""
+        budget = self.config.learner.budget
+        return self.step_count / self.total_steps if budget is None else self.compute_spent / budget
+
+    @property
+    def compute_spent(self) -> float:
+        """What the training has cost so far, in F (forward passes of the target on one view) per view."""
+        return 0.0 if self.meter is None else self.meter.spent / self.views_per_step
+
+    def begin_again(self) -> None:
+        """Give the same network another budget."""
+        self.step_count = 0
+        if self.meter is not None:
+            self.meter.passes = self.meter.spent = 0.0
 
     @property
     @abstractmethod
@@ -227,6 +252,9 @@ def interact(learner: Learner, policy: Policy) -> StepReport:
         InputError: when the policy answers with anything but grid indices for every view.
     """
     observation = learner.observation()
+    follow = getattr(policy, "follow", None)
+    if follow is not None:
+        follow(learner.progress)
     rehearsed = rehearse(learner, policy, observation)
     actions, _ = policy.predict(for_policy(policy, observation))
     actions = world_of(learner).same(actions)

@@ -3,6 +3,7 @@
 from astra_env.models.interop import load_official
 from astra_env.models.layers import BRANCHES, IMAGENET_MEAN, IMAGENET_STD, NORMALIZATIONS
 from astra_env.models.networks import NETWORKS
+from astra_env.models.own_backbone import BackboneTarget
 from astra_env.models.preact_resnet import PreActResNet, preact_resnet18
 from astra_env.models.resnet import ResNet, bottleneck_resnet26, resnet18
 from astra_env.models.strategy_network import StrategyNetwork, strategy_resnet18
@@ -10,7 +11,7 @@ from astra_env.models.target import TargetNetwork, target_resnet18
 from astra_env.models.vit import TransformerTarget, target_vit
 from astra_env.models.wide_resnet import WideResNet, wide_resnet
 
-Target = TargetNetwork | TransformerTarget
+Target = TargetNetwork | TransformerTarget | BackboneTarget
 """What is trained without labels: has ``embed``, ``project``, ``branches`` and ``embed_dim``."""
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "IMAGENET_STD",
     "NETWORKS",
     "NORMALIZATIONS",
+    "BackboneTarget",
     "PreActResNet",
     "ResNet",
     "StrategyNetwork",

@@ -1,5 +1,6 @@
 """Read checkpoints that other code wrote: official ASTrA, ACL, DynACL, RPAT and ReBAT networks."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,12 +10,7 @@ from torch import Tensor
 
 from astra_env.errors import CheckpointError, KeysDiffer
 from astra_env.models.layers import Network
-
-WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "P_state", "target")
-"""Keys under which training scripts put the weights, beside epochs and optimisers."""
-
-PREFIXES = ("module.", "_orig_mod.")
-"""What DataParallel and torch.compile put in front of every name."""
+from astra_env.models.unwrap import ASIDE, find_weights, first_of
 
 ALIASES = (
     ("fc.", "linear."),
@@ -24,7 +20,12 @@ ALIASES = (
 )
 """Other spellings of our names, used only where the checkpoint's own name is not ours and the other one is."""
 
-SHOWN = 3
+SIGNATURES = (
+    ("conv1.weight", "layer1.0.conv1.weight"),
+    ("block1.layer.0.conv1.weight",),
+    ("patch.weight", "last_norm.weight"),
+)
+"""Names by which the networks that can be rebuilt from their weights are known: ResNets, WideResNets, transformers."""
 
 
 def load_official(
@@ -32,9 +33,9 @@ def load_official(
 ) -> Network:
     """Load a checkpoint into ``model`` and return it; on any error the model keeps the weights it had.
 
-    Wrappers (``{"state_dict": ...}`` and the like) and the prefix ``module.`` are taken off; of DynACL's two encoders
-    the momentum encoder ``encoder_k`` is read, which its authors evaluate. ``normalize.*`` and
-    ``num_batches_tracked`` may be absent.
+    Wrappers (``{"state_dict": ...}`` and the like) and prefixes such as ``module.`` are taken off; of DynACL's two
+    encoders the momentum encoder ``encoder_k`` is read, which its authors evaluate. ``normalize.*`` and
+    ``num_batches_tracked`` may be absent. Parts beside the network are left aside with a warning.
 
     Args:
         model: the network, built with the sizes of the checkpoint.
@@ -49,18 +50,26 @@ def load_official(
         CheckpointError: for what is no state dict, and for tensors that are not finite.
     """
     expected = model.state_dict()
-    given = _rename(_unwrap(state_dict), expected)
+    needed = [name for name in expected if not _optional(name) and not name.startswith(tuple(allow_missing))]
+    weights = find_weights(state_dict, lambda found: set(needed) <= set(_rename(found, expected)))
+    given = _rename(weights, expected)
     for prefix in allow_missing:
         part, part_given = _part(expected, prefix), _part(given, prefix)
         if _compare(part, part_given).any():
             expected = {name: tensor for name, tensor in expected.items() if name not in part}
             given = {name: tensor for name, tensor in given.items() if name not in part_given}
     difference = _compare(expected, given, strict=strict)
+    aside = [name for name in difference.unexpected if ASIDE.fullmatch(name.partition(".")[0])]
+    if aside and len(aside) == difference.count():
+        parts = list(dict.fromkeys(name.partition(".")[0] for name in aside))
+        warnings.warn(f"state_dict: left aside, {type(model).__name__} has no {first_of(parts)}", stacklevel=2)
+        given = {name: tensor for name, tensor in given.items() if name not in aside}
+        difference = _compare(expected, given, strict=strict)
     shared = {name: tensor for name, tensor in given.items() if name in expected}
     if difference.any() or not shared:
         raise KeysDiffer(
             f"state_dict: does not fit {type(model).__name__}: {difference}; build the network with the checkpoint's "
-            'sizes and norms, or name parts that may stay as they are, such as allow_missing=("fc.",)',
+            "sizes and norms",
             missing=difference.missing,
             unexpected=difference.unexpected,
             wrong_shape=difference.wrong_shape,
@@ -71,8 +80,12 @@ def load_official(
 
 
 def weights_of(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Return a checkpoint's weights by name, wrappers and common prefixes taken off; raises CheckpointError."""
-    return _unwrap(checkpoint)
+    """Return a checkpoint's weights by name, wrappers and prefixes taken off; raises CheckpointError."""
+    return find_weights(checkpoint, _is_known)
+
+
+def _is_known(names: Mapping[str, Tensor]) -> bool:
+    return any(all(name in names for name in signature) for signature in SIGNATURES)
 
 
 @dataclass(frozen=True)
@@ -85,7 +98,10 @@ class _Difference:
     wrong_kind: list[str]
 
     def any(self) -> bool:
-        return bool(self.missing or self.unexpected or self.wrong_shape or self.wrong_kind)
+        return self.count() > 0
+
+    def count(self) -> int:
+        return len(self.missing) + len(self.unexpected) + len(self.wrong_shape) + len(self.wrong_kind)
 
     def __str__(self) -> str:
         kinds = (
@@ -94,7 +110,9 @@ class _Difference:
             ("of another shape", self.wrong_shape),
             ("of another kind", self.wrong_kind),
         )
-        return "; ".join(f"{len(names)} {kind} ({_first(names)})" for kind, names in kinds if names) or "no common name"
+        return (
+            "; ".join(f"{len(names)} {kind} ({first_of(names)})" for kind, names in kinds if names) or "no common name"
+        )
 
 
 def _compare(expected: Mapping[str, Tensor], given: Mapping[str, Tensor], strict: bool = True) -> _Difference:
@@ -125,43 +143,6 @@ def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
-def _first(names: list[str]) -> str:
-    return ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
-
-
-def _unwrap(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
-    while isinstance(checkpoint, Mapping):
-        inner = next((checkpoint[key] for key in WRAPPERS if isinstance(checkpoint.get(key), Mapping)), None)
-        if inner is None:
-            break
-        checkpoint = inner
-    if not isinstance(checkpoint, Mapping) or not checkpoint:
-        raise CheckpointError(
-            f"state_dict: expected names and tensors, got {_describe(checkpoint)}; pass what torch.load returned"
-        )
-    for name, value in checkpoint.items():
-        if not isinstance(name, str) or not isinstance(value, Tensor):
-            raise CheckpointError(
-                f"state_dict: expected a tensor under {name!r}, got {_describe(value)}; "
-                f"pass the weights themselves or wrap them as one of {', '.join(WRAPPERS)}"
-            )
-    return _strip_prefixes(dict(checkpoint))
-
-
-def _describe(value: object) -> str:
-    return "an empty mapping" if value == {} else type(value).__name__
-
-
-def _strip_prefixes(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    for prefix in PREFIXES:
-        if all(name.startswith(prefix) for name in tensors):
-            return _strip_prefixes({name.removeprefix(prefix): tensor for name, tensor in tensors.items()})
-    momentum = {name: tensor for name, tensor in tensors.items() if name.startswith("encoder_k.")}
-    if momentum:
-        return _strip_prefixes({name.removeprefix("encoder_k."): tensor for name, tensor in momentum.items()})
-    return tensors
-
-
 def _rename(given: dict[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {_our_name(name, expected): tensor for name, tensor in given.items()}
 
@@ -180,6 +161,6 @@ def _require_finite(tensors: Mapping[str, Tensor]) -> None:
     bad = [name for name, tensor in tensors.items() if not bool(torch.isfinite(tensor).all())]
     if bad:
         raise CheckpointError(
-            f"state_dict: expected finite weights, got NaN or infinity in {len(bad)} tensors ({_first(bad)}); "
+            f"state_dict: expected finite weights, got NaN or infinity in {len(bad)} tensors ({first_of(bad)}); "
             "use an earlier checkpoint of that run"
         )

@@ -52,9 +52,10 @@ class Setting:
         target: the network that is trained.
         dataset: its images.
         device: where they are.
-        total_steps: length of the training.
+        total_steps: length of the training; an estimate when it is given as ``learner.budget``.
         steps_per_epoch: minibatches in one pass over the images.
         world: the ranks that train together.
+        spent: returns the share of ``learner.budget`` used up; None when the length is given otherwise.
     """
 
     config: ExperimentConfig
@@ -64,6 +65,7 @@ class Setting:
     total_steps: int
     steps_per_epoch: int
     world: World = ALONE
+    spent: Callable[[], float] | None = None
 
 
 class Encoder:

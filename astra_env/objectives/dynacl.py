@@ -64,7 +64,9 @@ class DynACL(TrainingObjective):
 
     def epoch(self, step: int) -> int:
         """Return the epoch of the schedule, 1..E, that holds a step (0-based)."""
-        return min(self.options.epochs, 1 + self.options.epochs * step // self.setting.total_steps)
+        epochs, spent = self.options.epochs, self.setting.spent
+        past = epochs * step // self.setting.total_steps if spent is None else int(epochs * spent())
+        return min(epochs, 1 + past)
 
     def strength(self, epoch: int) -> float:
         """Return the strength of the augmentation, from 1 towards 0."""

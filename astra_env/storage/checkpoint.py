@@ -17,7 +17,9 @@ from typing import Any
 
 import torch
 
+from astra_env.config.paths import user_path
 from astra_env.errors import CheckpointError
+from astra_env.storage.foreign import bookkeeping_allowed, plain, refused_class, what_it_is
 
 _UNREADABLE = (
     RuntimeError, EOFError, ValueError, TypeError, AttributeError, LookupError, OSError, AssertionError,
@@ -41,15 +43,20 @@ def encode(state: Mapping[str, Any]) -> bytes:
 
 def decode(data: bytes, name: str, device: torch.device | str = "cpu") -> dict[str, Any]:
     """Return the state held by a checkpoint's bytes; raises CheckpointError naming ``name`` when damaged or unsafe."""
+    other = what_it_is(data)
+    if other is not None:
+        raise CheckpointError(f"{name}: {other}")
     _check_digest(data, name)
     _check_size(data, name)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            state = torch.load(io.BytesIO(data), map_location=device, weights_only=True)
+            with bookkeeping_allowed():
+                state = plain(torch.load(io.BytesIO(data), map_location=device, weights_only=True))
     except pickle.UnpicklingError as error:
         raise CheckpointError(
-            f"{name}: refused, the file holds more than tensors and plain containers and could run code when loaded"
+            f"{name}: refused, the file holds more than tensors and plain containers{refused_class(error)} and could "
+            "run code when loaded; where you trust it, load it with torch and save its state_dict alone"
         ) from error
     except _UNREADABLE as error:
         raise CheckpointError(f"{name}: not a readable checkpoint ({type(error).__name__}); is it complete?") from error
@@ -78,7 +85,7 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 def save_checkpoint(path: str | Path, state: Mapping[str, Any]) -> None:
     """Write a checkpoint atomically; raises CheckpointError when the disk refuses (the old file is then untouched)."""
-    path = Path(path)
+    path = user_path("checkpoint", path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, encode(state))
@@ -97,7 +104,7 @@ def load_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> dic
     Raises:
         CheckpointError: for a missing, torn, altered or code-carrying file.
     """
-    path = Path(path)
+    path = user_path("checkpoint", path)
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -132,8 +139,12 @@ def _check_size(data: bytes, name: str) -> None:
 def _check_tensors(state: Any, name: str) -> None:
     """Refuse tensors that claim more values than the file holds: a few bytes can stand for any number of them."""
     waiting: list[Any] = [state]
+    seen: set[int] = set()
     while waiting:
         value = waiting.pop()
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
         if isinstance(value, Mapping):
             waiting.extend(value.values())
         elif isinstance(value, list | tuple):

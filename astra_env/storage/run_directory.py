@@ -13,6 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from astra_env.config.paths import user_path
 from astra_env.errors import CheckpointError, RunDirectoryError
 from astra_env.storage.checkpoint import encode, load_checkpoint, write_atomically
 from astra_env.storage.run_lock import NO_LINKS, acquire, release, remove_leftovers
@@ -30,13 +31,14 @@ class RunDirectory:
         path: the directory; created when absent.
         config_yaml: the fully resolved configuration, written to ``config.yaml``.
         resume: continue the run that lives there. Without it a directory that already holds a run is refused.
+        renew: write the configuration again on resume, since its data has moved.
 
     Raises:
         RunDirectoryError: when the directory cannot be written, is in use, holds another run, or holds none to resume.
     """
 
-    def __init__(self, path: str | Path, config_yaml: str, *, resume: bool = False) -> None:
-        self.path = Path(path)
+    def __init__(self, path: str | Path, config_yaml: str, *, resume: bool = False, renew: bool = False) -> None:
+        self.path = user_path("run_dir", path)
         self._writer: SummaryWriter | None = None
         self._cut_to: int | None = None
         self._purge_step: int | None = None
@@ -45,7 +47,7 @@ class RunDirectory:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             self._lock = acquire(self.path)
             remove_leftovers(self.path)
-            if not resume or not (self.path / "config.yaml").exists():
+            if not resume or renew or not (self.path / "config.yaml").exists():
                 write_atomically(self.path / "config.yaml", config_yaml.encode())
             self._metrics = open(self.metrics_path, "ab")  # noqa: SIM115 - closed by close()
         except OSError as error:

@@ -1,9 +1,10 @@
-"""What a method is: an attack and a sum of loss terms; robust perception comes on top of it."""
+"""What a method is, and methods by name: an attack and a sum of loss terms; robust perception comes on top of it."""
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -12,24 +13,10 @@ from torch import Tensor, nn
 from astra_env.attacks import AttackResult, Objective, supervised_attack
 from astra_env.distributed import ALONE, World
 from astra_env.errors import ConfigError, InputError
-from astra_env.strategy import AttackStrategy
+from astra_env.registry import Registry
+from astra_env.strategy import Attack, AttackStrategy
 from rpat.losses import robust_perception_loss
 from rpat.schedules import default_milestones
-from rpat.training_attack import training_mode_attack
-
-
-@dataclass(frozen=True)
-class Budget:
-    """The training attack: radius and step length in [0, 1] pixel units, number of steps, norm."""
-
-    epsilon: float
-    step_size: float
-    steps: int
-    norm: str
-
-    def strategy(self, count: int, device: torch.device) -> AttackStrategy:
-        """Return this attack for each of ``count`` images."""
-        return AttackStrategy.repeated(count, self.epsilon, self.steps, self.step_size, device)
 
 
 @dataclass(frozen=True)
@@ -96,7 +83,7 @@ class Step:
         model: nn.Module,
         images: Tensor,
         labels: Tensor,
-        budget: Budget,
+        budget: Attack,
         *,
         strategy: AttackStrategy | None = None,
         keep_outputs: bool = False,
@@ -189,7 +176,7 @@ class Method:
     defaults: ClassVar[Defaults] = Defaults()
     attack_mode: str = "eval"
 
-    def budget(self, budget: Budget, progress: Progress) -> Budget:
+    def budget(self, budget: Attack, progress: Progress) -> Attack:
         """Return the attack of this epoch; the configured one unless a method strengthens it."""
         return budget
 
@@ -241,19 +228,47 @@ class Method:
         """Run the step's attack on the network in training mode; raises InputError when a copy stands for it."""
         if step.attacked is not None:
             raise InputError("attacked: an attack in training mode needs the network itself; leave it None")
-        result = training_mode_attack(
-            step.model,
-            step.images,
-            step.labels,
-            step.strategy,
-            start,
-            norm=step.budget.norm,
-            forward=lambda images: step.forward(step.model, images),
-            world=step.world,
-        )
         # Its outputs are in training mode, and what looks at an attack's outputs wants them in eval mode.
-        step.attack = replace(result, outputs=None)
-        return result.adversarial
+        step.attack = replace(
+            supervised_attack(
+                step.model,
+                step.images,
+                step.labels,
+                step.strategy,
+                norm=step.budget.norm,
+                init=start,
+                autocast=step.autocast,
+                attack_mode="train",
+                final_outputs=True,
+                world=step.world,
+            ),
+            outputs=None,
+        )
+        return step.attack.adversarial
+
+
+METHODS: Registry[type[Method]] = Registry("method")
+"""Classes derived from :class:`Method`; ``module:MyMethod`` is imported."""
+
+
+def method_class(name: str) -> type[Method]:
+    """Return the class called ``name``; raises ConfigError for an unknown name or something that is no method."""
+    cls = METHODS.get(name)
+    if not (inspect.isclass(cls) and issubclass(cls, Method)):
+        raise ConfigError(f"method: expected a subclass of rpat.methods.Method, got {name!r}; derive it from Method")
+    return cls
+
+
+def make_method(name: str, arguments: Mapping[str, Any] | None = None) -> Method:
+    """Return the method called ``name``; raises ConfigError naming an argument that it does not have."""
+    cls = method_class(name)
+    arguments = dict(arguments or {})
+    known = list(inspect.signature(cls).parameters)
+    for key in arguments:
+        if key not in known:
+            advice = f"it takes {', '.join(known)}" if known else "it takes none, remove it"
+            raise ConfigError(f"method_args.{key}: {name} has no such argument; {advice}")
+    return cls(**arguments)
 
 
 def near_start(step: Step, deviation: float = 0.001) -> Tensor:

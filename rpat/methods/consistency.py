@@ -7,8 +7,7 @@ from torch import Tensor
 
 from astra_env.errors import ConfigError
 from rpat.losses import jensen_shannon
-from rpat.methods.base import Defaults, Method, Step, require_at_least
-from rpat.methods.registry import METHODS
+from rpat.methods.base import METHODS, Defaults, Method, Step, require_at_least
 
 
 @METHODS.register("consistency")

@@ -5,8 +5,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from rpat.losses import mart_loss
-from rpat.methods.base import Method, Step, near_start, require_at_least
-from rpat.methods.registry import METHODS
+from rpat.methods.base import METHODS, Method, Step, near_start, require_at_least
 
 
 @METHODS.register("mart")

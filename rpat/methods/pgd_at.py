@@ -1,7 +1,6 @@
 """PGD adversarial training (Madry et al. 2018)."""
 
-from rpat.methods.base import Method
-from rpat.methods.registry import METHODS
+from rpat.methods.base import METHODS, Method
 
 
 @METHODS.register("pgd_at")

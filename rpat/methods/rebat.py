@@ -8,13 +8,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from astra_env.attacks import get_norm
-from astra_env.errors import ConfigError
-from astra_env.strategy import check_pixel_units, parse_number
+from astra_env.attacks.engine import ATTACK_MODES
+from astra_env.config.checks import one_of
+from astra_env.strategy import Attack, check_length, parse_number
 from rpat.losses import rebat_kl, rpat_plus_plus_loss
-from rpat.methods.base import Budget, Defaults, Method, Progress, Step, require_at_least
-from rpat.methods.registry import METHODS
+from rpat.methods.base import METHODS, Defaults, Method, Progress, Step, require_at_least
 from rpat.schedules import relative_milestones
-from rpat.training_attack import require_attack_mode
 
 SCHEDULES = ("constant", "piecewise", "dependent")
 
@@ -70,24 +69,21 @@ class ReBAT(Method):
         stronger_steps: int = 12,
         attack_mode: str = "eval",
     ) -> None:
-        if schedule not in SCHEDULES:
-            raise ConfigError(
-                f"method_args.schedule: expected one of {', '.join(SCHEDULES)}, got {schedule!r}; choose one"
-            )
+        one_of("method_args.schedule", schedule, SCHEDULES)
         self.weight = require_at_least("weight", weight, 0)
         self.schedule = schedule
         self.weight_factor = require_at_least("weight_factor", weight_factor, 0)
         self.stronger_attack = stronger_attack
         self.stronger_epsilon = parse_number("method_args.stronger_epsilon", stronger_epsilon)
         self.stronger_steps = int(require_at_least("stronger_steps", stronger_steps, 1))
-        self.attack_mode = require_attack_mode("method_args.attack_mode", attack_mode)
+        one_of("method_args.attack_mode", attack_mode, ATTACK_MODES)
+        self.attack_mode = attack_mode
 
-    def budget(self, budget: Budget, progress: Progress) -> Budget:
+    def budget(self, budget: Attack, progress: Progress) -> Attack:
         """Return the stronger attack once the learning rate has fallen for the first time."""
         if not self.stronger_attack or progress.epoch < min(progress.milestones, default=progress.epochs):
             return budget
-        if budget.norm == "linf":
-            check_pixel_units("method_args.stronger_epsilon", self.stronger_epsilon)
+        check_length("method_args.stronger_epsilon", self.stronger_epsilon, budget.norm)
         return replace(budget, epsilon=self.stronger_epsilon, steps=self.stronger_steps)
 
     def attack(self, step: Step) -> Tensor:

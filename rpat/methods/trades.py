@@ -6,8 +6,7 @@ from torch import Tensor
 
 from astra_env.attacks import KLDivergence, frozen
 from rpat.losses import trades_kl
-from rpat.methods.base import Method, Step, near_start, require_at_least
-from rpat.methods.registry import METHODS
+from rpat.methods.base import METHODS, Method, Step, near_start, require_at_least
 
 
 @METHODS.register("trades")

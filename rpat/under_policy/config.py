@@ -8,13 +8,14 @@ from astra_env.config.options import SpeedOptions
 from astra_env.config.reading import load_config, to_dict
 from astra_env.config.schema import ExperimentConfig, LearnerConfig
 from astra_env.errors import ConfigError
+from astra_env.strategy import Attack
 from rpat.config import PRESET_PACKAGE, RPATConfig
-from rpat.methods import Budget, Method, Progress
+from rpat.methods import Method, Progress
 
 PREFIX = "learner.kind_args"
 SHARED = ("seed", "device", "data", "run", "learner")
 """What both configurations call by one name."""
-LEARNER = ("batch_size", "epochs", "optimizer.learning_rate", "optimizer.momentum", "optimizer.weight_decay")
+LEARNER = ("batch_size", "epochs", "norm", "optimizer.learning_rate", "optimizer.momentum", "optimizer.weight_decay")
 """What an experiment says in its section ``learner``, by the last part of the name."""
 ELSEWHERE = {
     "epsilon": "strategy.epsilon, from which the policy chooses",
@@ -83,7 +84,7 @@ def _place(name: str) -> str | None:
 
 def _require_own_attack(config: RPATConfig, method: Method) -> None:
     """Raise ConfigError for a method that would change the attack's strength, which the policy chooses."""
-    none, last = Budget(0.0, 0.0, 0, config.norm), (config.epochs or 1) - 1
+    none, last = Attack(0.0, 0.0, 0, config.norm), (config.epochs or 1) - 1
     progress = Progress(last, last + 1, tuple(config.optimizer.milestones or ()))
     if method.budget(none, progress) != none:
         raise ConfigError(

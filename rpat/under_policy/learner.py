@@ -31,7 +31,7 @@ class StrategyLearner(Learner):
     """Trains a classifier by one of rpat's methods; each image is attacked as a policy says.
 
     ``learner.kind_args`` holds the settings of :class:`rpat.RPATConfig` that an experiment has no field for:
-    ``method``, ``method_args``, ``robust_perception``, ``norm``, ``network``, ``optimizer.milestones``, ``augment``,
+    ``method``, ``method_args``, ``robust_perception``, ``network``, ``optimizer.milestones``, ``augment``,
     ``ema`` ... The same seed and attacks give the same network as :class:`rpat.learner.SupervisedLearner`, bit for bit.
     A method of two views (``consistency``) attacks each view by itself; its minibatch has all first views before all
     second ones.
@@ -50,12 +50,12 @@ class StrategyLearner(Learner):
     def __init__(self, config: ExperimentConfig, dataset: ImageDataset | None = None) -> None:
         self.config = config
         self.device = resolve_device(config.device)
-        self.space = StrategySpace(config.strategy.epsilon, config.strategy.steps, config.strategy.step_size)
+        self.space = StrategySpace.of(config)
         images = dataset if dataset is not None else load_training_images(config.data, self.device, self.split)
         require_labels(images)
         settings = supervised_config(config, len(images))
         self.norm = settings.norm
-        self.reward = make_reward(config.learner.reward, config.learner.reward_args, REWARDS)
+        self.reward = make_reward(config.learner.reward, config.learner.reward_args, REWARDS, self.norm)
         self.supervised = SupervisedLearner(settings, images, self.device, rate_field="learner.learning_rate")
         self.target = self.supervised.model
         self.total_steps = config.learner.total_steps or self.supervised.total_steps

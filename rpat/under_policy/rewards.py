@@ -11,16 +11,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from astra_env.attacks import frozen, get_norm, supervised_attack
+from astra_env.attacks import Attack, frozen, supervised_attack
+from astra_env.attacks.engine import ATTACK_MODES
+from astra_env.config.checks import one_of
 from astra_env.errors import ConfigError
 from astra_env.registry import Registry
 from astra_env.strategy import AttackStrategy
-from rpat.training_attack import require_attack_mode, training_mode_attack
 
 Reward = Callable[["RewardInputs"], Tensor]
 REWARDS: Registry[Callable[..., Reward]] = Registry("learner.reward")
 MEASURES = ("accuracy", "loss")
 IMAGES = ("minibatch", "validation")
+FIXED_ATTACK = Attack(8 / 255, 2 / 255, 10)
 HIGHEST_LOSS = 10.0
 """Where LAS-AT's released code caps the adversarial loss."""
 
@@ -94,7 +96,8 @@ class LookAhead:
     Args:
         robust_weight, clean_weight: weights of the two terms.
         measure: "accuracy" (as the code was released) or "loss": the negative cross-entropy (as it is in the paper).
-        epsilon, steps, step_size: the fixed attack, from a uniform start.
+        attack: the fixed attack, from a uniform start; by the registered name ``epsilon``, ``steps`` and ``step_size``,
+            in the norm of training.
         attack_mode: of the copy under the fixed attack. "train" as released: in training mode, which moves the copy's
             running statistics before it is measured, and an image moves only while the copy has it right; or "eval".
         restarts: of the fixed attack, in training mode; an image keeps the one of the larger loss. 2 as released.
@@ -105,9 +108,7 @@ class LookAhead:
     robust_weight: float = 4.0
     clean_weight: float = 2.0
     measure: str = "accuracy"
-    epsilon: float = 8 / 255
-    steps: int = 10
-    step_size: float = 2 / 255
+    attack: Attack = FIXED_ATTACK
     credit: str = "shared"
     images: str = "minibatch"
     attack_mode: str = "eval"
@@ -115,16 +116,12 @@ class LookAhead:
 
     def __post_init__(self) -> None:
         """Refuse values that name nothing, and per-view credit for images that no view shows."""
-        require_attack_mode("learner.reward_args.attack_mode", self.attack_mode)
+        for name, allowed in (("attack_mode", ATTACK_MODES), ("measure", MEASURES), ("images", IMAGES)):
+            one_of(f"learner.reward_args.{name}", getattr(self, name), allowed)
         if self.restarts < 1 or (self.restarts > 1 and self.attack_mode == "eval"):
             raise ConfigError(
                 f"learner.reward_args.restarts: expected 1, or more with attack_mode train, got {self.restarts}"
             )
-        for name, allowed in (("measure", MEASURES), ("images", IMAGES)):
-            if getattr(self, name) not in allowed:
-                raise ConfigError(
-                    f"learner.reward_args.{name}: expected one of {', '.join(allowed)}, got {getattr(self, name)!r}"
-                )
         if self.images == "validation" and self.credit == "per_view":
             raise ConfigError(
                 "learner.reward_args.credit: expected 'shared' with images 'validation', got 'per_view': no view is "
@@ -150,34 +147,25 @@ class LookAhead:
         return self._score(attacked, labels), self._score(clean, labels)
 
     def _attacked(self, ahead: nn.Module, inputs: RewardInputs, images: Tensor, labels: Tensor) -> Tensor:
-        """Return the eval-mode logits of the images under the fixed attack."""
-        fixed = AttackStrategy.constant(len(images), self.epsilon, self.steps, self.step_size, images.device)
-        if self.attack_mode == "eval":
-            attacked = supervised_attack(
+        """Return the eval-mode logits of the images under the fixed attack, each image's strongest of all restarts."""
+        training, strategy = self.attack_mode == "train", self.attack.strategy(len(images), images.device)
+        strongest, highest = images, images.new_full((len(images),), -torch.inf)
+        for _ in range(self.restarts):
+            tried = supervised_attack(
                 ahead,
                 images,
                 labels,
-                fixed,
-                norm=inputs.norm,
+                strategy,
+                norm=self.attack.norm,
                 generator=inputs.generator,
                 autocast=inputs.autocast,
+                attack_mode=self.attack_mode,
+                early_stop=training,
                 final_outputs=True,
             )
-            assert attacked.outputs is not None
-            return attacked.outputs
-
-        def forward(batch: Tensor) -> Tensor:
-            with torch.autocast(batch.device.type, inputs.autocast, enabled=inputs.autocast is not None):
-                logits: Tensor = ahead(batch)
-            return logits
-
-        strongest, highest = images, images.new_full((len(images),), -torch.inf)
-        for _ in range(self.restarts):
-            start = get_norm(inputs.norm).uniform(images, self.epsilon, inputs.generator)
-            tried = training_mode_attack(
-                ahead, images, labels, fixed, start, norm=inputs.norm, early_stop=True, forward=forward
-            )
             assert tried.outputs is not None
+            if not training:
+                return tried.outputs
             loss = F.cross_entropy(tried.outputs, labels, reduction="none")
             stronger = loss >= highest
             strongest = torch.where(stronger.view(-1, 1, 1, 1), tried.adversarial, strongest)

@@ -14,6 +14,7 @@ from astra_env.data import ImageDataset
 from astra_env.evaluation.measures.auto_attack import autoattack
 from astra_env.evaluation.measures.batches import device_of, to_unit
 from astra_env.evaluation.measures.robustness import robust_accuracy
+from astra_env.strategy import Attack
 from benchmarking.clock import Clock
 
 MODES: dict[str, dict[str, Any]] = {
@@ -46,9 +47,7 @@ def pgd_throughput(
             found[mode] = clock.wrap("attack", robust_accuracy)(
                 last if options.get("channels_last") else model,
                 dataset,
-                epsilon=8 / 255,
-                step_size=2 / 255,
-                steps=steps,
+                Attack(8 / 255, 2 / 255, steps),
                 batch_size=len(dataset),
                 precision=options.get("precision", "fp32"),
             )

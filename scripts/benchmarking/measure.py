@@ -73,7 +73,7 @@ class Contestant:
         with torch.no_grad():
             forward = _count(lambda: learner.target(views, branch="adv"))
         strategy = self._strategy()
-        attack = _count(lambda: learner._attack(learner.batch(), strategy)) / forward
+        attack = _count(lambda: learner.adversary.attack(learner.batch(), strategy)) / forward
         return {
             "attack": attack,
             "step": _count(lambda: learner.step(strategy)) / forward,

@@ -9,6 +9,7 @@ import torch
 
 from astra_env.attacks import AttackResult
 from astra_env.attacks.pgd import START_RADIUS
+from astra_env.learner.adversary import Adversary
 from astra_env.learner.contrastive import ContrastiveLearner
 from astra_env.learner.protocol import StepReport
 from astra_env.losses import nt_xent
@@ -17,23 +18,20 @@ from astra_env.optim import ZERO_NORM
 from astra_env.strategy import AttackStrategy, StrategySpace
 
 
-class PlainLearner(ContrastiveLearner):
-    """The learner with the plain attack, reward and optimiser; for benchmarks only."""
+class PlainAdversary(Adversary):
+    """The adversary with the plain attack."""
 
-    def step(self, strategy: AttackStrategy) -> StepReport:
-        """Train on the next minibatch, converting the strategy view by view as the official loop does."""
-        return super().step(convert_one_by_one(self.space, strategy))
-
-    def _attack(self, batch: Batch, strategy: AttackStrategy) -> AttackResult:
+    def attack(self, batch: Batch, strategy: AttackStrategy) -> AttackResult:
+        """Attack every view until the slowest one is done."""
         views = batch.views
         self.target.eval()
         epsilon = strategy.epsilon.view(-1, 1, 1, 1)
         step_size = strategy.step_size.view(-1, 1, 1, 1)
-        noise = torch.rand(views.shape, generator=self.attack_generator, device=self.device)
+        noise = torch.rand(views.shape, generator=self.generator, device=views.device)
         delta = (views + (2 * noise - 1) * START_RADIUS).clamp(0, 1) - views
         for iteration in range(int(strategy.steps.max())):
             delta = delta.detach().requires_grad_()
-            loss = nt_xent(self.target(views + delta, branch="adv"), self.config.learner.temperature)
+            loss = nt_xent(self.target(views + delta, branch="adv"), self.options.temperature)
             loss.backward()
             assert delta.grad is not None
             moved = (delta + step_size * delta.grad.sign()).detach()
@@ -45,6 +43,16 @@ class PlainLearner(ContrastiveLearner):
         with torch.no_grad():
             features = self.target(adversarial, branch="adv")
         return AttackResult(adversarial, features)
+
+
+class PlainLearner(ContrastiveLearner):
+    """The learner with the plain attack, reward and optimiser; for benchmarks only."""
+
+    make_adversary = PlainAdversary
+
+    def step(self, strategy: AttackStrategy) -> StepReport:
+        """Train on the next minibatch, converting the strategy view by view as the official loop does."""
+        return super().step(convert_one_by_one(self.space, strategy))
 
     def _update(self, learning_rate: float) -> None:
         group = self.optimizer.param_groups[0]

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from astra_env.attacks import contrastive_pgd, supervised_pgd
 from astra_env.losses import nt_xent
 from astra_env.models import preact_resnet18, target_resnet18
-from astra_env.strategy import AttackStrategy
+from astra_env.strategy import Attack, AttackStrategy
 
 CASES = ("contrastive-clean", "contrastive-adv", "supervised-linf", "supervised-l2")
 
@@ -92,7 +92,7 @@ def supervised(golden, norm):
         build=preact_resnet18,
         images=images,
         start=golden["pgd_linf_delta0"] if norm == "linf" else torch.zeros_like(images),
-        strategy=AttackStrategy.repeated(len(images), epsilon, 5, step_size),
+        strategy=Attack(epsilon, step_size, 5, norm).strategy(len(images)),
         norm=norm,
         official=golden["pgd_linf_adv_eps8_step2_it5" if norm == "linf" else "pgd_l2_adv_eps128_step15_it5"],
         loss=lambda network, images: F.cross_entropy(network(images), labels),

@@ -8,9 +8,11 @@ from fuzzing import cases
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from astra_env.config.lists import gather, spread
 from astra_env.config.reading import build_parser, from_dict, load_config, parse_command_line, presets, to_dict, to_yaml
 from astra_env.config.schema import ExperimentConfig
 from astra_env.errors import AstraError, ConfigError
+from astra_env.evaluation.campaign.config import EvaluationConfig
 
 
 def command_line(*arguments):
@@ -147,3 +149,33 @@ def test_options_reach_into_dictionaries_of_dictionaries_and_change_nothing_else
         command_line("--learner.kind_args.network.width")
     with pytest.raises(ConfigError, match=r"learner\.kind_args\.network\.width"):
         command_line("--learner.kind_args.network.width=[1")
+
+
+@pytest.mark.parametrize(
+    "written", ["[8/255, 4/255]", "8/255,4/255", "8/255, 4/255", "8 / 255, 4/255", "['8/255' '4/255']"]
+)
+@pytest.mark.parametrize("joined", [True, False])
+def test_a_list_is_a_list_however_it_is_written(written, joined):
+    given = [f"--probe.epsilon={written}"] if joined else ["--probe.epsilon", written]
+    assert command_line(*given, "--seed", "3").probe.epsilon == ["8/255", "4/255"]
+
+
+def test_a_list_may_be_words_of_their_own_and_ends_where_something_else_begins(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "first").mkdir()
+    config = command_line("--strategy.steps", "3", "5", "--probe.epsilon", "8/255,", "4/255", "--seed", "3")
+    assert (config.strategy.steps, config.probe.epsilon, config.seed) == ([3, 5], ["8/255", "4/255"], 3)
+    given = ["--attacks", "pgd", "cw", "runs/a", "--attack.epsilon", "8/255", "model.pt", "--curves", "path", "first"]
+    assert gather(given, EvaluationConfig) == [
+        "--attacks=[pgd, cw]", "runs/a", "--attack.epsilon=[8/255]", "model.pt", "--curves=[path]", "first",
+    ]  # fmt: skip
+    assert spread(["--seeds", "1,2", "[3, 4]", "--x", "a,b"], ["--seeds"]) == [
+        "--seeds",
+        "1",
+        "2",
+        "3",
+        "4",
+        "--x",
+        "a,b",
+    ]
+    assert spread(["--seeds=[1, 2]"], ["--seeds"]) == ["--seeds", "1", "2"]

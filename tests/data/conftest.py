@@ -7,6 +7,13 @@ from PIL import Image
 from small_images import ImageFolder, pixels
 
 
+@pytest.fixture(autouse=True)
+def user_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The user's cache folder for decoded images."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home" / "cache"))
+    return tmp_path / "home" / "cache" / "astra_env"
+
+
 @pytest.fixture
 def image_folder(tmp_path: Path) -> ImageFolder:
     """Write ``per_class`` PNG images per class and split; image number n of all has the pixels of seed n."""

@@ -161,12 +161,21 @@ def test_stl10_has_the_same_pixels_as_torchvision_and_an_unlabelled_split(stl: P
     assert load("stl10", "pretrain", stl, image_size=32).images.shape == (3, 3, 32, 32)
 
 
+def test_chosen_images_of_an_archive_are_those_of_the_whole(stl: Path, cifar: Path) -> None:
+    for name, split, options in (("stl10", "pretrain", {}), ("cifar10", "train", {"image_size": 16})):
+        part = load(name, split, stl, choose=lambda whole: torch.tensor([1, 2]), **options)
+        whole = load(name, split, stl, **options)
+        assert torch.equal(part.images, whole.images[1:3])
+        assert torch.equal(part.labels, whole.labels[1:3])
+        assert part.total == len(whole)
+
+
 def test_a_damaged_stl10_file_is_named_and_nothing_is_cached(stl: Path) -> None:
     with (stl / "stl10_binary" / "unlabeled_X.bin").open("ab") as file:
         file.write(bytes(27648))
     with pytest.raises(DataError, match=r"stl10_binary/unlabeled_X\.bin: damaged"):
         load("stl10", "pretrain", stl)
-    assert not list(stl.glob(".astra_cache/*.npy"))
+    assert not list(stl.rglob("*.npy"))
     assert len(load("stl10", "train", stl)) == 2
 
 
@@ -270,7 +279,7 @@ def test_tiny_imagenet_downloads_and_unpacks(
 ) -> None:
     serve_tiny(server, tiny_archive(), monkeypatch)
     assert len(load("tiny_imagenet", "train", tmp_path, download=True)) == 4
-    assert sorted(p.name for p in tmp_path.iterdir()) == [".astra_cache", "tiny-imagenet-200", "tiny-imagenet-200.zip"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["home", "tiny-imagenet-200", "tiny-imagenet-200.zip"]
 
 
 def test_an_archive_with_another_checksum_is_not_unpacked(

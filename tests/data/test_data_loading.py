@@ -9,7 +9,10 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
+from astra_env.config.schema import DataConfig
 from astra_env.data import DATASETS, ImageDataset, ReadRequest, label_fraction, load_dataset, split_validation
+from astra_env.data.subsets import proportional_rows
+from astra_env.data.training_images import load_training_images
 from astra_env.errors import ConfigError, DataError
 
 
@@ -154,3 +157,23 @@ def test_unlabelled_images_cannot_be_split_by_class() -> None:
     for call in (lambda d: split_validation(d, 2, 0), lambda d: label_fraction(d, 0.5, 0)):
         with pytest.raises(DataError, match="1 images have no label; use the 'train' or 'test' split"):
             call(small([0, 1, -1]))
+
+
+@pytest.mark.parametrize("count", [10, 128, 129, 1000])
+def test_max_images_gives_exactly_that_many_and_every_class_in_proportion(count: int) -> None:
+    part = load_training_images(DataConfig("digits", max_images=count), torch.device("cpu"))
+    whole = load_dataset("digits")
+    assert len(part) == count
+    expected = whole.labels.bincount() * count / len(whole)
+    assert (part.labels.bincount() - expected).abs().max() < 1
+
+
+def test_max_images_that_rounding_gives_already_are_the_ones_they_were() -> None:
+    dataset = small([0] * 40 + [1] * 20)
+    rows = proportional_rows(dataset, 6, seed=0)
+    assert torch.equal(dataset.subset(rows).images, label_fraction(dataset, 0.1, seed=0).images)
+
+
+def test_a_rare_class_keeps_an_image_however_few_are_used() -> None:
+    rows = proportional_rows(small([0] * 40 + [1]), 3, seed=0)
+    assert small([0] * 40 + [1]).labels[rows].tolist() == [0, 0, 1]

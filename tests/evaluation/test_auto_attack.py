@@ -12,6 +12,7 @@ from astra_env.evaluation import robust_accuracy
 from astra_env.evaluation.measures.auto_attack import autoattack
 from astra_env.evaluation.measures.batches import take
 from astra_env.storage.checkpoint import load_checkpoint
+from astra_env.strategy import Attack
 
 pyautoattack = pytest.importorskip("pyautoattack")
 EPSILON = 40 / 255
@@ -42,7 +43,7 @@ def test_standard_autoattack_is_at_most_pgd_which_is_at_most_clean(small_net, sa
     part, images, labels = sample
     ten = slice(0, 12)
     result = autoattack(small_net, images[ten], labels[ten], epsilon=EPSILON)
-    pgd = robust_accuracy(small_net, part.subset(torch.arange(12)), epsilon=EPSILON)
+    pgd = robust_accuracy(small_net, part.subset(torch.arange(12)), Attack.crossing(EPSILON, 20))
     assert list(result.after) == ["apgd-ce", "apgd-t", "fab-t", "square"]
     assert result.robust.correct <= pgd.correct <= result.clean.correct
     assert result.label == "AutoAttack (standard)"

@@ -1,5 +1,7 @@
 """Linear probes and fine-tuning: the published recipe, a frozen encoder, training that continues exactly."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,7 +11,6 @@ from astra_env.data import label_fraction
 from astra_env.errors import CheckpointError, DataError, InputError
 from astra_env.evaluation import (
     EncoderClassifier,
-    TrainingAttack,
     clean_accuracy,
     finetune,
     linear_probe,
@@ -18,11 +19,13 @@ from astra_env.evaluation import (
 )
 from astra_env.evaluation.measures.batches import shuffled_batches
 from astra_env.evaluation.probes.finetuning import trades_attack, trades_loss
-from astra_env.evaluation.probes.linear import label_attack
+from astra_env.evaluation.probes.linear import TRAINING_ATTACK, label_attack
 from astra_env.models import TargetNetwork
 from astra_env.storage.checkpoint import load_checkpoint
+from astra_env.strategy import Attack
 
-NO_ATTACK = TrainingAttack(epsilon=0, step_size=0, steps=0)
+NO_ATTACK = Attack(0, 0, 0)
+ONE_STEP = replace(TRAINING_ATTACK, steps=1)
 
 
 def snapshot(model):
@@ -58,11 +61,11 @@ def test_streamed_features_train_the_same_head_as_cached_ones(target, digits):
     train = digits[0].subset(torch.arange(100))
     settings = {"epochs": 1, "augment": False, "batch_size": 32}
     cached = linear_probe(target, train, **settings)
-    streamed = linear_probe(target, train, adversarial=True, attack=NO_ATTACK, **settings)
+    streamed = linear_probe(target, train, attack=NO_ATTACK, **settings)
     assert torch.allclose(cached.head.weight, streamed.head.weight, atol=1e-6)
 
 
-@pytest.mark.parametrize("settings", [{"augment": True}, {"adversarial": True}])
+@pytest.mark.parametrize("settings", [{"augment": True}, {"attack": TRAINING_ATTACK}])
 def test_probing_leaves_the_encoder_and_the_global_random_state_alone(target, digits, settings):
     target.train()
     before, random = snapshot(target), torch.random.get_rng_state()
@@ -89,18 +92,19 @@ def test_adversarial_probing_trains_on_features_of_attacked_images(target, digit
     train = digits[0].subset(torch.arange(100))
     settings = {"epochs": 2, "augment": False, "learning_rate": 1.0, "batch_size": 25}
     clean = linear_probe(target, train, **settings)
-    noise = linear_probe(target, train, adversarial=True, attack=TrainingAttack(steps=0), **settings)
-    attacked = linear_probe(target, train, adversarial=True, **settings)
+    noise = linear_probe(target, train, attack=replace(TRAINING_ATTACK, steps=0), **settings)
+    attacked = linear_probe(target, train, attack=TRAINING_ATTACK, **settings)
     for one, other in ((clean, noise), (noise, attacked), (clean, attacked)):
         assert not torch.allclose(one.head.weight, other.head.weight, atol=1e-5)
 
 
 def test_probe_reports_clean_and_robust_accuracy_by_radius(small_net, digits):
-    result = probe(small_net, *digits, epsilons=(8 / 255, 40 / 255), steps=5, augment=False, learning_rate=0.1)
+    attacks = [Attack.crossing(radius, 5) for radius in (8 / 255, 40 / 255)]
+    result = probe(small_net, *digits, attacks, augment=False, learning_rate=0.1)
     assert result.clean == clean_accuracy(result.classifier, digits[1])
     assert result.clean.value > 0.9
     assert result.clean.correct > result.robust[8 / 255].correct > result.robust[40 / 255].correct
-    assert result.robust[8 / 255] == robust_accuracy(result.classifier, digits[1], epsilon=8 / 255, steps=5)
+    assert result.robust[8 / 255] == robust_accuracy(result.classifier, digits[1], attacks[0])
 
 
 def test_an_encoder_of_nan_weights_is_an_error(target, digits):
@@ -142,7 +146,7 @@ def test_trades_is_its_formula_with_the_natural_images_in_either_branch(target, 
 def test_fine_tuning_trains_both_branches_of_a_copy(target, digits):
     before = snapshot(target)
     train = digits[0].subset(torch.arange(96))
-    tuned = finetune(target, train, epochs=1, batch_size=32, attack=TrainingAttack(steps=1))
+    tuned = finetune(target, train, epochs=1, batch_size=32, attack=ONE_STEP)
     assert unchanged(target, before)
     for branch in (0, 1):
         trained = tuned.encoder.bn1.bn_list[branch].running_mean
@@ -154,7 +158,7 @@ def test_fine_tuning_trains_both_branches_of_a_copy(target, digits):
 def test_the_single_route_loss_leaves_the_clean_norms_as_they_are(target, digits):
     before = snapshot(target)
     train = digits[0].subset(torch.arange(96))
-    settings = {"epochs": 1, "batch_size": 32, "attack": TrainingAttack(steps=1)}
+    settings = {"epochs": 1, "batch_size": 32, "attack": ONE_STEP}
     after = finetune(target, train, natural_branch="adv", **settings).encoder.state_dict()
     clean = [name for name in before if ".bn_list.0." in name or name.startswith("bn_list.0.")]
     assert clean
@@ -187,7 +191,7 @@ class _Breaks(TargetNetwork):
 
 def test_fine_tuning_that_was_broken_off_continues_exactly(target, digits, tmp_path):
     train = digits[0].subset(torch.arange(64))
-    settings = {"epochs": 3, "batch_size": 32, "attack": TrainingAttack(steps=1), "learning_rate": 0.05}
+    settings = {"epochs": 3, "batch_size": 32, "attack": ONE_STEP, "learning_rate": 0.05}
     whole = finetune(target, train, **settings)
     target.__class__ = _Breaks
     _Breaks.calls = 20
@@ -203,7 +207,7 @@ def test_fine_tuning_that_was_broken_off_continues_exactly(target, digits, tmp_p
 @pytest.mark.parametrize("adversarial", [False, True])
 def test_a_probe_that_was_broken_off_continues_exactly(target, digits, tmp_path, adversarial):
     train = digits[0].subset(torch.arange(64))
-    settings = {"epochs": 3, "batch_size": 32, "adversarial": adversarial, "attack": TrainingAttack(steps=1)}
+    settings = {"epochs": 3, "batch_size": 32, "attack": ONE_STEP if adversarial else None}
     whole = linear_probe(target, train, **settings).head
     target.__class__ = _Breaks
     _Breaks.calls = 5 if adversarial else 3
@@ -220,7 +224,7 @@ def test_a_probe_that_was_broken_off_continues_exactly(target, digits, tmp_path,
 
 def test_fine_tuning_lowers_the_learning_rate_at_60_and_80_percent(target, digits, tmp_path):
     train = digits[0].subset(torch.arange(32))
-    settings = {"epochs": 5, "batch_size": 32, "attack": TrainingAttack(steps=1), "learning_rate": 0.05}
+    settings = {"epochs": 5, "batch_size": 32, "attack": ONE_STEP, "learning_rate": 0.05}
     target.__class__ = _Breaks
     rates = []
     for done in (2, 3):
@@ -245,7 +249,7 @@ def test_the_fine_tuning_attack_drives_the_branches_apart_within_its_radius(targ
             classifier.eval()
             return float(trades_loss(classifier, images, adversarial, labels, 1.0))
 
-    budget = TrainingAttack(epsilon=32 / 255, step_size=8 / 255, steps=5)
+    budget = Attack(32 / 255, 8 / 255, 5)
     adversarial = trades_attack(classifier, images, labels, budget)
     assert divergence(adversarial) > divergence(images) + 1e-3
     assert float((adversarial - images).abs().max()) == pytest.approx(32 / 255, abs=1e-6)
@@ -264,9 +268,9 @@ def test_the_fine_tuning_attack_is_the_published_one_step_for_step(target, digit
         (gradient,) = torch.autograd.grad(loss, expected)
         moved = expected.detach() + 2 / 255 * gradient.sign()
         expected = torch.minimum(torch.maximum(moved, images - 8 / 255), images + 8 / 255).clamp(0, 1)
-    found = trades_attack(classifier, images, labels, TrainingAttack())
+    found = trades_attack(classifier, images, labels, TRAINING_ATTACK)
     assert float(((found - expected).abs() < 1e-6).double().mean()) > 0.999
-    assert torch.equal(trades_attack(classifier, images, labels, TrainingAttack(steps=0)), images)
+    assert torch.equal(trades_attack(classifier, images, labels, replace(TRAINING_ATTACK, steps=0)), images)
 
 
 def test_the_attack_of_alf_starts_in_the_ball_outside_the_image_box(target, digits):
@@ -275,7 +279,7 @@ def test_the_attack_of_alf_starts_in_the_ball_outside_the_image_box(target, digi
     images, labels = digits[0].images[:8].double() / 255, digits[0].labels[:8]
     seen = []
     hook = target.normalize.register_forward_pre_hook(lambda module, given: seen.append(given[0].detach().clone()))
-    found = label_attack(classifier, images, labels, TrainingAttack(), torch.Generator().manual_seed(5))
+    found = label_attack(classifier, images, labels, TRAINING_ATTACK, torch.Generator().manual_seed(5))
     hook.remove()
     start = seen[0]
     assert float(start.min()) < -1 / 255  # most pixels of a digit are black

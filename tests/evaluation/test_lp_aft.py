@@ -10,6 +10,7 @@ import torch
 from astra_env.commands import lp_aft as script
 from astra_env.commands import train as train_astra
 from astra_env.config.command_line import run_main
+from astra_env.config.reading import load_config
 from astra_env.data import load_dataset
 from astra_env.data.clustering import kmeans_labels
 from astra_env.errors import ConfigError, InputError
@@ -138,4 +139,4 @@ def test_the_script_writes_an_encoder_that_loads_as_one_and_refuses_what_it_cann
 
 def test_settings_out_of_range_are_named():
     with pytest.raises(ConfigError, match="beta: expected a finite number >= 0"):
-        LPAFTConfig(beta=float("nan")).validate()
+        load_config(LPAFTConfig, {"beta": float("nan")})

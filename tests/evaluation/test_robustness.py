@@ -11,9 +11,14 @@ from astra_env.errors import DataError, InputError
 from astra_env.evaluation import Accuracy, clean_accuracy, noise_curve, path_curve, radius_curve, robust_accuracy
 from astra_env.evaluation.measures.batches import take
 from astra_env.evaluation.measures.parts import Parts
-from astra_env.evaluation.measures.robustness import pgd_attack
+from astra_env.evaluation.measures.robustness import Restarts
+from astra_env.strategy import Attack
 
 EPSILON = 40 / 255
+
+
+def within(steps, epsilon=EPSILON):
+    return Attack.crossing(epsilon, steps)
 
 
 def independent_pgd_count(model, images, labels, epsilon, step_size, steps, noise, loss):
@@ -43,15 +48,13 @@ def test_pgd_20_accuracy_equals_an_independent_loop(small_net, digits, objective
     expected = independent_pgd_count(
         small_net, test.images.float() / 255, test.labels, EPSILON, EPSILON / 8, 20, noise, loss
     )
-    measured = robust_accuracy(small_net, test, epsilon=EPSILON, seed=5, objective=objective, batch_size=len(test))
+    measured = robust_accuracy(small_net, test, within(20), seed=5, objective=objective, batch_size=len(test))
     assert measured == Accuracy(expected, len(test))
     assert 0.1 < measured.value < clean_accuracy(small_net, test).value - 0.1
 
 
 def test_the_batch_size_makes_no_difference(small_net, digits):
-    counts = {
-        robust_accuracy(small_net, digits[1], epsilon=EPSILON, steps=5, batch_size=size).correct for size in (32, 100)
-    }
+    counts = {robust_accuracy(small_net, digits[1], within(5), batch_size=size).correct for size in (32, 100)}
     assert len(counts) == 1
 
 
@@ -60,10 +63,10 @@ def test_an_image_counts_only_when_it_withstands_every_restart(small_net, digits
     images = test.images.float() / 255
     withstood = torch.ones(len(test), dtype=torch.bool)
     for seed in range(7, 10):
-        attacked = pgd_attack(small_net, epsilon=EPSILON, steps=1, seed=seed)(images, test.labels)
+        attacked = Restarts(small_net, within(1), seed=seed)(images, test.labels)
         with torch.no_grad():
             withstood &= small_net(attacked).argmax(1) == test.labels
-    options = {"epsilon": EPSILON, "steps": 1, "batch_size": len(test), "seed": 7}
+    options = {"attack": within(1), "batch_size": len(test), "seed": 7}
     assert robust_accuracy(small_net, test, restarts=3, **options).correct == int(withstood.sum())
     assert int(withstood.sum()) < robust_accuracy(small_net, test, **options).correct
 
@@ -73,7 +76,7 @@ def test_a_restart_attacks_only_what_is_not_yet_fooled(small_net, digits):
     hook = small_net.register_forward_hook(
         lambda module, inputs, output: rows.append(len(inputs[0])) if inputs[0].requires_grad else None
     )
-    options = {"epsilon": EPSILON, "steps": 1, "batch_size": len(test)}
+    options = {"attack": within(1), "batch_size": len(test)}
     left = robust_accuracy(small_net, test, **options).correct
     rows.clear()
     robust_accuracy(small_net, test, restarts=2, **options)
@@ -83,7 +86,7 @@ def test_a_restart_attacks_only_what_is_not_yet_fooled(small_net, digits):
 
 def test_bf16_finds_other_images_and_float32_judges_them(small_net, digits):
     test, dtypes = digits[1], []
-    options = {"epsilon": EPSILON, "steps": 5, "batch_size": len(test)}
+    options = {"attack": within(5), "batch_size": len(test)}
     exact = robust_accuracy(small_net, test, **options)
     hook = small_net.register_forward_hook(lambda module, inputs, output: dtypes.append(output.dtype))
     fast = robust_accuracy(small_net, test, precision="bf16", **options)
@@ -93,13 +96,13 @@ def test_bf16_finds_other_images_and_float32_judges_them(small_net, digits):
 
 
 def test_radius_zero_is_the_clean_accuracy(small_net, digits):
-    assert robust_accuracy(small_net, digits[1], epsilon=0) == clean_accuracy(small_net, digits[1])
+    assert robust_accuracy(small_net, digits[1], within(20, epsilon=0)) == clean_accuracy(small_net, digits[1])
 
 
 def test_the_model_is_left_as_it_was(digits):
     model = nn.Sequential(nn.BatchNorm2d(3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 10)).train()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    robust_accuracy(model, digits[1], epsilon=EPSILON, steps=2, max_images=20)
+    robust_accuracy(model, digits[1], within(2), max_images=20)
     assert model.training
     assert all(module.training for module in model.modules())
     assert all(parameter.requires_grad for parameter in model.parameters())
@@ -108,7 +111,7 @@ def test_the_model_is_left_as_it_was(digits):
 
 def test_measuring_leaves_the_global_random_state_alone(small_net, digits):
     before = torch.random.get_rng_state()
-    robust_accuracy(small_net, digits[1], epsilon=EPSILON, steps=1)
+    robust_accuracy(small_net, digits[1], within(1))
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
@@ -131,12 +134,12 @@ def test_max_images_draws_from_the_whole_set_without_repeating(digits):
         ({"precision": "fp16"}, "precision: expected 'fp32' or 'bf16', got 'fp16'"),
         ({"max_images": 0}, "max_images: expected at least 1"),
         ({"batch_size": 0}, "batch_size: expected at least 1"),
-        ({"epsilon": 8}, "epsilon"),
+        ({"attack": Attack(1.0, 0.1, 1, "l1")}, "norm: expected one of l2, linf"),
     ],
 )
 def test_bad_numbers_are_named(small_net, digits, change, message):
     with pytest.raises(InputError, match=message):
-        robust_accuracy(small_net, digits[1], **{"epsilon": EPSILON, **change})
+        robust_accuracy(small_net, digits[1], **{"attack": within(20), **change})
 
 
 def test_nan_weights_are_an_error_not_an_accuracy(small_net, digits):
@@ -226,10 +229,10 @@ def test_noise_has_exactly_the_radius(digits):
 
 
 def test_the_path_leads_from_the_image_to_the_adversarial_image(small_net, digits):
-    curve = path_curve(small_net, digits[1], epsilon=EPSILON, fractions=(0.0, 0.5, 1.0), steps=10)
+    curve = path_curve(small_net, digits[1], within(10), fractions=(0.0, 0.5, 1.0))
     ends = (
         clean_accuracy(small_net, digits[1]),
-        robust_accuracy(small_net, digits[1], epsilon=EPSILON, steps=10),
+        robust_accuracy(small_net, digits[1], within(10)),
     )
     assert (curve.accuracies[0], curve.accuracies[2]) == ends
     assert ends[0].correct > curve.accuracies[1].correct > ends[1].correct

@@ -21,6 +21,7 @@ from astra_env.evaluation.measures.batches import take
 from astra_env.models import resnet18, target_resnet18
 from astra_env.plotting.evaluation import plot_evaluation
 from astra_env.storage.checkpoint import save_checkpoint
+from astra_env.strategy import Attack
 
 QUICK = {
     "data.max_test_images": 60,
@@ -61,9 +62,7 @@ def test_an_evaluation_is_its_parts(run, digits, tmp_path):
     measured = record["measurements"]
     assert measured["clean"]["correct"] == clean_accuracy(probed, test).correct
     for name, objective in (("PGD-2 linf 8/255", "cross_entropy"), ("C&W-margin PGD-2 linf 8/255", "margin")):
-        expected = robust_accuracy(
-            probed, test, epsilon=8 / 255, steps=2, step_size=2 / 255, objective=objective, batch_size=250
-        )
+        expected = robust_accuracy(probed, test, Attack(8 / 255, 2 / 255, 2), objective=objective, batch_size=250)
         assert (measured[name]["correct"], measured[name]["total"]) == (expected.correct, 60)
         assert measured[name]["interval"] == list(expected.interval)
     assert record["training"]["images"] == len(part)
@@ -223,7 +222,7 @@ def test_the_slice_held_out_of_a_part_of_the_training_images_is_found_again(tmp_
         {"data": {"name": "digits", "image_size": 8, "max_images": 200}, "validation": {"size": 40}, "seed": 3},
         package="rpat.presets",
     ).resolved()
-    fitted, expected, _ = load_splits(trained, torch.device("cpu"))
+    fitted, expected = load_splits(trained, torch.device("cpu"))
     rest, held_out = held_out_slice(config(), load_network(run), load_dataset("digits", image_size=8))
     assert torch.equal(held_out.images, expected.images)
     assert torch.equal(rest.images, fitted.images)

@@ -14,7 +14,9 @@ import torch
 import yaml
 from random_weights import randomized
 
-from astra_env.data import load_dataset
+from astra_env.commands.export import image_size_of
+from astra_env.data import NATIVE_SIZES, load_dataset
+from astra_env.errors import ConfigError
 from astra_env.evaluation import clean_accuracy
 from astra_env.export import load_robustbench
 from astra_env.models import resnet18, target_resnet18
@@ -128,6 +130,8 @@ def test_ctrl_c_leaves_a_partial_report_and_a_rerun_continues(run, tmp_path, cal
         ("evaluate.py", ["RUN", "--protocl", "slf"], "protocl"),
         ("evaluate.py", ["RUN", "--label_fraction", "0.0001"], "leaves none"),
         ("evaluate.py", ["HEAD_OF_7"], "expected logits (N, 10)"),
+        ("evaluate.py", ["RUN", "--attack.epsilon", "[8]"], "got 8.0; in 0-255 units write '8/255'"),
+        ("evaluate.py", ["RUN", "--attack.step_size", "2"], "in 0-255 units write '2/255'"),
         ("export.py", [], "checkpoint: give either"),
         ("export.py", ["RUN", "--format", "tflite"], "invalid choice: 'tflite'"),
         ("export.py", ["HEAD_OF_7", "--head", "x.pt"], "has a head already"),
@@ -145,3 +149,36 @@ def test_an_error_is_one_line_and_status_2(run, tmp_path, call, script, argument
     assert err.startswith("error: ")
     assert message in err
     assert err.count("\n") == 1
+
+
+def test_the_onnx_file_takes_the_runs_own_images(run, tmp_path, call):
+    runtime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    status, _, _ = call("export.py", run, "--out", tmp_path, "--format", "safetensors,onnx")
+    assert status == 0
+    session = runtime.InferenceSession(str(tmp_path / "model.onnx"), providers=["CPUExecutionProvider"])
+    images = load_dataset("digits", "test").images[:3].float() / 255
+    assert session.run(None, {"images": images.numpy()})[0].shape == (3, 8)
+
+
+@pytest.mark.parametrize(
+    ("data", "side"),
+    [
+        ({}, 32),
+        ({"name": "digits"}, 16),
+        ({"name": "stl10", "image_size": None}, 96),
+        ({"name": "folder", "image_size": 48}, 48),
+        ({"name": "cifar10", "image_size": 24}, 24),
+    ],
+)
+def test_the_side_of_exported_images_is_the_runs(data, side):
+    assert image_size_of({"data": data} if data else {}, Path("x")) == side
+
+
+def test_a_run_that_does_not_say_its_size_asks_for_it():
+    with pytest.raises(ConfigError, match=r"image_size: .*give it with --image_size N"):
+        image_size_of({"data": {"name": "folder"}}, Path("x"))
+
+
+def test_the_native_size_of_digits_is_the_readers():
+    assert NATIVE_SIZES["digits"] == load_dataset("digits").images.shape[-1]

@@ -20,6 +20,7 @@ from astra_env.evaluation.probes.semi_supervision import (
 )
 from astra_env.evaluation.probes.training_state import BestWeights, TrainingState
 from astra_env.models import TargetNetwork, target_resnet18
+from astra_env.strategy import Attack
 
 FEW = SemiSupervisedConfig(
     standard_epochs=3, standard_batch_size=16, epochs=3, batch_size=40, attack_steps=1, learning_rate=0.02
@@ -196,7 +197,7 @@ def test_held_out_images_choose_the_epochs(target, train):
     labelled, others = split_labelled(rest, 0.2, 0)
     assert (described["labelled"], described["pseudo_labelled"]) == (len(labelled), len(others))
     assert described["held_out"] == 24
-    accuracy = robust_accuracy(found.classifier, held_out, epsilon=8 / 255, steps=20, step_size=2 / 255)
+    accuracy = robust_accuracy(found.classifier, held_out, Attack(8 / 255, 2 / 255, 20))
     assert accuracy.value == described["fine_tuning"]["held_out_accuracy"]
     assert 1 <= described["fine_tuning"]["epoch"] <= 3
     last = fit(target, train, replace(FEW, choose="last")).description

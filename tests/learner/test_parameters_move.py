@@ -8,17 +8,18 @@ import agents
 from astra_env.config.reading import load_config
 from astra_env.config.schema import ExperimentConfig
 from astra_env.data import load_dataset
-from astra_env.evaluation import TrainingAttack, finetune, linear_probe
+from astra_env.evaluation import finetune, linear_probe
 from astra_env.evaluation.probes.lp_aft import LPAFTConfig, lp_aft
 from astra_env.learner.contrastive import ContrastiveLearner
 from astra_env.learner.protocol import interact
 from astra_env.models import target_resnet18
+from astra_env.strategy import Attack
 from rpat import Trainer
 
 STEPS = 4
 ROUNDING = {"fc.fc1.bias"}
 """A bias before a norm: its gradient is zero in exact arithmetic, and rounding here."""
-ATTACK = TrainingAttack(epsilon=8 / 255, step_size=8 / 255, steps=1)
+ATTACK = Attack(8 / 255, 8 / 255, 1)
 
 
 def snapshot(module):
@@ -99,8 +100,8 @@ def images():
 
 @pytest.mark.parametrize("adversarial", [False, True])
 def test_head_of_a_linear_probe(encoder, images, adversarial):
-    settings = {"epochs": 2, "batch_size": 32, "augment": False, "attack": ATTACK}
-    head = linear_probe(encoder, images, adversarial=adversarial, **settings).head
+    settings = {"epochs": 2, "batch_size": 32, "augment": False, "attack": ATTACK if adversarial else None}
+    head = linear_probe(encoder, images, **settings).head
     zeros = {name: torch.zeros_like(parameter) for name, parameter in head.named_parameters()}
     assert with_gradient(head) == {"weight", "bias"}
     assert not unmoved(head, zeros)

@@ -98,7 +98,7 @@ def test_a_run_on_it_trains_probes_loads_and_exports(tmp_path, monkeypatch):
 
 
 def test_what_does_not_fit_is_named_before_the_training():
-    with pytest.raises(ConfigError, match=r"learner.fold_batchnorm: target.backbone 'vit' has no BatchNorm"):
+    with pytest.raises(ConfigError, match=r"learner.fold_batchnorm: only target.backbone 'resnet' can be folded"):
         load_config(ExperimentConfig, "tiny", {**VIT, "learner.fold_batchnorm": True})
     with pytest.raises(ConfigError, match=r"learner.fold_batchnorm: needs target.norm branch or single, got 'group'"):
         load_config(ExperimentConfig, "tiny", {"target.norm": "group", "learner.fold_batchnorm": True})

@@ -48,8 +48,8 @@ def share_of_equal_pixels(given: Tensor, expected: Tensor) -> float:
 def test_acl_starts_its_attack_outside_the_image_box(clip_start, equal):
     given = golden("acl_attack")
     views, start = given["views"].double(), given["delta0"].double()
-    strategy = AttackStrategy.repeated(12, 8 / 255, 5, 2 / 255, views.device)
-    attack = contrastive_attack(TinyNetwork(given), views, strategy, init=start, temperature=0.5, clip_start=clip_start)
+    strategy = AttackStrategy.constant(12, 8 / 255, 5, 2 / 255, views.device)
+    attack = contrastive_attack(TinyNetwork(given), views, strategy, init=start, clip_start=clip_start)
     assert (share_of_equal_pixels(attack.adversarial, given["adv"]) >= 0.99) is equal
 
 
@@ -65,7 +65,7 @@ def of_first_views(strategy: AttackStrategy) -> AttackStrategy:
 def rocl_attack(given: dict[str, Tensor], goal: Objective, clip_start: bool = True) -> Tensor:
     views = interleave(given["t1"], given["t2"]).double()
     start = interleave(given["delta0"], torch.zeros_like(given["delta0"])).double()
-    strategy = of_first_views(AttackStrategy.repeated(12, 0.0314, 7, 0.007, views.device))
+    strategy = of_first_views(AttackStrategy.constant(12, 0.0314, 7, 0.007, views.device))
     network = TinyNetwork(given)
     return contrastive_attack(network, views, strategy, init=start, objective=goal, clip_start=clip_start).adversarial
 
@@ -150,7 +150,7 @@ def test_deacl_starts_its_attack_outside_the_image_box_and_leaves_the_teacher():
     given = golden("deacl_attack")
     student, teacher = TinyNetwork(given, "student_"), TinyNetwork(given, "teacher_")
     images, start = given["images"].double(), given["delta0"].double()
-    strategy = AttackStrategy.repeated(12, 8 / 255, 5, 2 / 255, images.device)
+    strategy = AttackStrategy.constant(12, 8 / 255, 5, 2 / 255, images.device)
 
     def attack(clip_start: bool) -> Tensor:
         goal = LeaveTeacher(teacher.embed(images).detach())

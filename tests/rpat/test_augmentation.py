@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from rpat.augmentation import Augmentation
-from rpat.autoaugment import BatchedAutoAugment
+from rpat.augmentation import Augmentation, BatchedAutoAugment
 from rpat.config import AugmentConfig
 
 

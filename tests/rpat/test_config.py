@@ -80,7 +80,7 @@ def test_learning_rate_falls_at_the_milestones_of_both_lengths():
     ("overrides", "message"),
     [
         ({"method": "fgsm"}, r"^method: expected one of consistency, mart, .* or 'module:attribute', got 'fgsm'$"),
-        ({"norm": "l1"}, r"^norm: expected one of linf, l2, got 'l1'$"),
+        ({"norm": "l1"}, r"^norm: expected one of l2, linf or 'module:attribute', got 'l1'"),
         ({"epsilon": 8}, r"^epsilon: expected a number in \[0, 1\] pixel units, got 8; in 0-255 units write '8/255'$"),
         ({"step_size": 2}, r"^step_size: .* got 2; in 0-255 units write '2/255'$"),
         ({"norm": "l2", "epsilon": 128}, r"^epsilon: .* got 128; in 0-255 units write '128/255'$"),

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from astra_env.models import resnet18
+from astra_env.strategy import Attack
 from rpat.cost import forward_equivalents, measure_speed, official_attack
-from rpat.methods import Budget, Step, make_method
+from rpat.methods import Step, make_method
 
 
 def batch(rows=4, size=16):
@@ -23,7 +24,7 @@ def test_one_step_with_robust_perception_costs_at_most_thirty_forward_passes_aga
 def test_both_forms_of_the_attack_find_the_same_images():
     images, labels = batch()
     model = resnet18(width=4, generator=torch.Generator().manual_seed(1)).double()
-    budget = Budget(8 / 255, 2 / 255, 3, "linf")
+    budget = Attack(8 / 255, 2 / 255, 3, "linf")
     found = [
         attack(Step(model, images.double(), labels, budget, generator=torch.Generator().manual_seed(3)))
         for attack in (make_method("pgd_at").attack, official_attack)

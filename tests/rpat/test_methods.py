@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from astra_env.attacks import KLDivergence, supervised_attack
 from astra_env.errors import ConfigError, InputError
 from astra_env.models import resnet18
+from astra_env.strategy import Attack
 from rpat.losses import jensen_shannon, mart_loss, rebat_kl, rpat_plus_plus_loss, trades_kl
 from rpat.methods import (
     METHODS,
-    Budget,
     Method,
     Progress,
     RobustPerception,
@@ -20,7 +20,7 @@ from rpat.methods import (
     make_method,
 )
 
-BUDGET = Budget(8 / 255, 2 / 255, 3, "linf")
+BUDGET = Attack(8 / 255, 2 / 255, 3, "linf")
 PERCEPTION = RobustPerception(weight=0.7, rate=0.3)
 
 
@@ -137,7 +137,7 @@ def test_rebat_schedules_and_the_stronger_late_attack():
     late = Progress(epoch=150, epochs=200, milestones=(100, 150), learning_rate=1 / 2.25)
     stronger = make_method("rebat", {"stronger_attack": True})
     assert stronger.budget(BUDGET, early) == BUDGET
-    assert stronger.budget(BUDGET, middle) == Budget(10 / 255, 2 / 255, 12, "linf")
+    assert stronger.budget(BUDGET, middle) == Attack(10 / 255, 2 / 255, 12, "linf")
     assert make_method("rebat").budget(BUDGET, late) == BUDGET
     pulls = {
         schedule: [make_method("rebat", {"schedule": schedule}).pull(at) for at in (early, middle, late)]

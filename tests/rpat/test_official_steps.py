@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 
 from astra_env.models import resnet18
-from rpat.methods import Budget, RobustPerception, Step, make_method
+from astra_env.strategy import Attack
+from rpat.methods import RobustPerception, Step, make_method
 
 EPSILON, ALPHA, STEPS = 1 / 32, 1 / 128, 4
 """Radius and step length are exact in float32, in which a strategy keeps them."""
@@ -30,7 +31,7 @@ def make_step(model, *, norm="linf", perception=None, average=None, budget=None)
         model,
         images,
         labels,
-        budget if budget is not None else Budget(EPSILON, ALPHA, STEPS, norm),
+        budget if budget is not None else Attack(EPSILON, ALPHA, STEPS, norm),
         generator=torch.Generator().manual_seed(7),
         perception=perception,
         average=average,
@@ -231,7 +232,7 @@ def test_running_statistics_move_as_often_as_in_the_release(name, arguments, per
 def test_the_l2_start_of_rebat_has_uniform_length_and_the_other_methods_fill_the_ball():
     from rpat.methods.rebat import radial_start
 
-    budget = Budget(0.5, 0.1, 2, "l2")
+    budget = Attack(0.5, 0.1, 2, "l2")
     rows = 2000
     step = Step(network(), torch.full((rows, 3, 8, 8), 0.5, dtype=torch.float64), torch.zeros(rows).long(), budget)
     step.generator = torch.Generator().manual_seed(0)
@@ -241,5 +242,5 @@ def test_the_l2_start_of_rebat_has_uniform_length_and_the_other_methods_fill_the
     assert (shares - grid).abs().max() < 1.63 / rows**0.5  # Kolmogorov-Smirnov at 1 %; the ball's own law is 0.98 off
     assert start.flatten(1).mean(0).norm() < 0.05
     linf = copy.copy(step)
-    linf.budget = Budget(0.5, 0.1, 2, "linf")
+    linf.budget = Attack(0.5, 0.1, 2, "linf")
     assert radial_start(linf).abs().max() == pytest.approx(0.5, rel=1e-3)

@@ -46,20 +46,20 @@ def mixed_strategy(count=32):
     "kind_args",
     [
         {"method": "pgd_at"},
-        {"method": "pgd_at", "norm": "l2", "network.normalize": "data"},
+        {"method": "pgd_at", "network.normalize": "data"},
         {"method": "trades", "robust_perception": True},
         {"method": "mart"},
         {"method": "consistency", "augment.autoaugment": "second_half"},
         {"method": "rebat", "robust_perception": True, "ema.start_epoch": 0},
         {"method": "rebat", "ema.start_epoch": 0, "method_args": {"attack_mode": "train"}},
     ],
-    ids=lambda arguments: "_".join(
-        [arguments["method"], *(name for name in ("norm", "method_args") if name in arguments)]
-    ),
+    ids=lambda arguments: "_".join([arguments["method"], *(name for name in ("method_args",) if name in arguments)]),
 )
-def test_one_attack_for_all_images_is_the_training_of_the_supervised_package_bit_for_bit(kind_args):
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_one_attack_for_all_images_is_the_training_of_the_supervised_package_bit_for_bit(kind_args, norm):
     overrides = {f"learner.kind_args.{name}": value for name, value in kind_args.items()}
-    learner = make_learner(**overrides)
+    learner = make_learner(**overrides, **{"learner.norm": norm})
+    assert learner.norm == learner.supervised.config.norm == norm
     settings = replace(learner.supervised.config, epsilon="16/255", steps=2, step_size="6/255")
     plain = SupervisedLearner(settings, training_images(learner.config), torch.device("cpu"))
     for _ in range(5):  # four steps are an epoch

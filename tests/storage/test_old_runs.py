@@ -27,6 +27,9 @@ ARCHIVE = Path(__file__).resolve().parents[1] / "fixtures" / "runs_0_1_0.tar.xz"
 def runs(tmp_path):
     with tarfile.open(ARCHIVE) as archive:
         archive.extractall(tmp_path, filter="data")
+    for path in (tmp_path / name / "config.yaml" for name in ("astra", "random", "supervised")):
+        # 0.1.0 rounded every class by itself, and took 129 digits when 128 were asked for.
+        path.write_text(path.read_text().replace("max_images: 128", "max_images: 129"))
     return tmp_path
 
 

@@ -31,7 +31,7 @@ from astra_env.evaluation.measures.robustness import clean_accuracy, robust_accu
 from astra_env.learner.contrastive import ContrastiveLearner
 from astra_env.learner.protocol import interact
 from astra_env.storage.run_directory import RunDirectory
-from astra_env.strategy import AttackStrategy
+from astra_env.strategy import Attack, AttackStrategy
 from astra_env.training.loop import Callback, Loop
 from astra_env.training.trainer import Trainer
 from rpat import Trainer as SupervisedTrainer
@@ -47,8 +47,9 @@ class PreciseLearner(ContrastiveLearner):
         super().__init__(*arguments, **options)
         torch.set_default_dtype(torch.float32)
 
-    def augment(self, images: torch.Tensor) -> torch.Tensor:
-        return super().augment(images).double()
+    def _augmentation(self, step: int) -> Any:
+        augment = super()._augmentation(step)
+        return lambda *arguments, **options: augment(*arguments, **options).double()
 
 
 def learner_and_policy(world: World, **overrides: Any) -> tuple[PreciseLearner, Any]:
@@ -186,12 +187,12 @@ def accuracies(world: World) -> dict[str, Any]:
     test = load_dataset("digits", "test", image_size=8)
     network = plain_network(10, generator=torch.Generator().manual_seed(1))
     common = {"batch_size": 17, "max_images": 100, "world": world}
-    budget = {"epsilon": 8 / 255, "steps": 3, "restarts": 2}
+    linf, l2 = Attack.crossing(8 / 255, 3), Attack.crossing(0.2, 3, "l2")
     curve = noise_curve(network, test, radii=(8 / 255, 64 / 255), **common)
     return {
         "clean": clean_accuracy(network, test, **common).as_dict(),
-        "linf": robust_accuracy(network, test, **budget, **common).as_dict(),
-        "l2": robust_accuracy(network, test, norm="l2", **{**budget, "epsilon": 0.2}, **common).as_dict(),
+        "linf": robust_accuracy(network, test, linf, restarts=2, **common).as_dict(),
+        "l2": robust_accuracy(network, test, l2, restarts=2, **common).as_dict(),
         "noise": curve.as_dict(),
     }
 

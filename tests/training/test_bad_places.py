@@ -75,7 +75,8 @@ def test_a_run_on_a_full_disk_stops_with_one_line_and_goes_on_when_there_is_room
     fill(small_disk)
     status, said = train("--resume", "--run_dir", run, "--quiet")
     assert status == 2
-    assert "No space left on device" in one_line(said)
+    assert "run_dir: the checkpoints need " in one_line(said)
+    assert "has 0.0 kB; make room" in said
     assert {path.name: path.read_bytes() for path in (run / "checkpoints").glob("*.pt")} == before
     (small_disk / "filler").unlink()
     assert train("--resume", "--run_dir", run, "--quiet")[0] == 0

@@ -1,8 +1,9 @@
 """The configuration of an evaluation: what is measured, on what, and how heads are trained first."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
+from astra_env.config.paths import PATH
 from astra_env.config.types import (
     ClosedUnitInterval,
     IntFrom2,
@@ -14,6 +15,10 @@ from astra_env.config.types import (
 )
 from astra_env.errors import ConfigError
 
+if TYPE_CHECKING:
+    from astra_env.strategy import Attack
+
+NORMS = ("linf", "l2")
 LEARNING_RATES = {"cifar10": 0.01, "cifar100": 0.05, "stl10": 0.1}
 """Of SLF and ALF in the papers; 0.1 for other data sets."""
 
@@ -24,12 +29,16 @@ class EvaluationDataConfig:
 
     name: str | None = None
     """Data set, such as digits or cifar10; default the run's own."""
-    root: str | None = None
+    root: str | None = field(default=None, metadata=PATH)
     """Folder that holds it; default the run's own, else data."""
     image_size: int | None = None
     """Side of the square images; default the run's own, else the data set's."""
     download: bool = False
     """Fetch the data set when it is not under root."""
+    cache: str | None = field(default=None, metadata=PATH)
+    """Folder for decoded images; default the run's own, else the user's cache folder."""
+    holdout: float | None = None
+    """Share of the training images that serves as the test split; default the run's own, else none."""
     max_test_images: PositiveInt | None = None
     """Draw this many test images; default all."""
     validation_fraction: float = 0.1
@@ -44,6 +53,8 @@ class EvaluationNetworkConfig:
     """Key of the weights in checkpoints that hold several, such as ema."""
     normalize: str = "auto"
     """Input normalisation where the file says nothing: auto, none, imagenet, cifar10 or cifar100."""
+    backbone: str | None = None
+    """Code by which a run's encoder was made, when its target.backbone is module:function: imported only if named."""
     branch: Literal["auto", "adv", "clean"] = "auto"
     """BatchNorm branch that is probed and attacked: adv, clean, or auto (clean for runs without attacks)."""
 
@@ -108,8 +119,8 @@ class AttackConfig:
     """Steps of pgd and cw, also in curves."""
     step_size: float | str | None = "2/255"
     """Length of a step; null for 2.5 * epsilon / steps, which curves always use."""
-    norm: Literal["linf", "l2"] = "linf"
-    """linf or l2."""
+    norm: str = "linf"
+    """linf, l2 or module:Class."""
     restarts: PositiveInt = 1
     """Random starts of pgd and cw."""
     batch_size: PositiveInt = 250
@@ -130,7 +141,7 @@ class EvaluationConfig:
     """Beside the clean accuracy: pgd, cw, autoattack, autoattack_quick (two of its four attacks)."""
     curves: list[Literal["radius", "noise", "path"]] = field(default_factory=list)
     """radius, noise, path."""
-    corruptions: str | None = None
+    corruptions: str | None = field(default=None, metadata=PATH)
     """Unpacked folder of CIFAR-10-C or CIFAR-100-C."""
     seed: int = 0
     """Of heads, splits and attacks."""
@@ -144,11 +155,13 @@ class EvaluationConfig:
 
     def validate(self) -> None:
         """Raise ConfigError naming the first field whose value cannot be used."""
+        self._validate_norm()
         _inside("data.validation_fraction", self.data.validation_fraction, 0, 0.5)
+        longest = 1 if self.attack.norm == "linf" else float("inf")
         for radius in self.epsilons:
-            _inside("attack.epsilon", radius, 0, 1 if self.attack.norm == "linf" else float("inf"))
+            _inside("attack.epsilon", radius, 0, longest)
         if self.step_size is not None:
-            _inside("attack.step_size", self.step_size, 0, 1 if self.attack.norm == "linf" else float("inf"))
+            _inside("attack.step_size", self.step_size, 0, longest)
         if self.protocol != "semi_supervised":
             return
         if self.label_fraction == 1:
@@ -159,6 +172,14 @@ class EvaluationConfig:
         for name, value in (("learning_rate", self.head.learning_rate), ("batch_size", self.head.batch_size)):
             if value:
                 raise ConfigError(f"head.{name}: semi_supervised has its own; use --semi_supervised.{name}")
+
+    def _validate_norm(self) -> None:
+        from astra_env.attacks import get_norm
+
+        norm = self.attack.norm
+        get_norm(norm, "attack.")
+        if norm not in NORMS and (self.curves or any("autoattack" in attack for attack in self.attacks)):
+            raise ConfigError(f"attack.norm: curves and AutoAttack know {' and '.join(NORMS)}, got {norm!r}")
 
     @property
     def epsilons(self) -> tuple[float, ...]:
@@ -174,6 +195,13 @@ class EvaluationConfig:
 
         return None if self.attack.step_size is None else parse_number("attack.step_size", self.attack.step_size)
 
+    def attack_within(self, epsilon: float) -> "Attack":
+        """Return the attack of pgd and cw at one radius."""
+        from astra_env.strategy import Attack
+
+        steps, size, norm = self.attack.steps, self.step_size, self.attack.norm
+        return Attack.crossing(epsilon, steps, norm) if size is None else Attack(epsilon, size, steps, norm)
+
     def learning_rates(self, protocol: str, dataset: str) -> list[float]:
         """Return the learning rates to compare; one is simply used."""
         default = 0.1 if protocol == "aff" else LEARNING_RATES.get(dataset, 0.1)
@@ -182,4 +210,5 @@ class EvaluationConfig:
 
 def _inside(name: str, value: float, low: float, high: float) -> None:
     if not low < value <= high:
-        raise ConfigError(f"{name}: expected a number above {low} and at most {high}, got {value}")
+        hint = f"; in 0-255 units write '{value:g}/255'" if name.startswith("attack.") and 1 < value <= 255 else ""
+        raise ConfigError(f"{name}: expected a number above {low} and at most {high}, got {value}{hint}")

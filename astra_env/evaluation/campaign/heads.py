@@ -17,7 +17,7 @@ from astra_env.evaluation.campaign.loading import LoadedNetwork
 from astra_env.evaluation.measures.robustness import clean_accuracy
 from astra_env.evaluation.probes.classifier import EncoderClassifier
 from astra_env.evaluation.probes.finetuning import AT_THE_IMAGE, finetune
-from astra_env.evaluation.probes.linear import UNCLIPPED, linear_probe
+from astra_env.evaluation.probes.linear import TRAINING_ATTACK, UNCLIPPED, linear_probe
 from astra_env.evaluation.probes.semi_supervision import semi_supervised
 from astra_env.storage.checkpoint import load_checkpoint, save_checkpoint
 
@@ -199,7 +199,7 @@ def _fit(
         test,
         branch=branch,
         batch_size=head.batch_size or 512,
-        adversarial=protocol == "alf",
+        attack=TRAINING_ATTACK if protocol == "alf" else None,
         **common,
     )
 

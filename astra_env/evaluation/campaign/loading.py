@@ -13,14 +13,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from astra_env.config.paths import user_path
 from astra_env.config.safe_yaml import read_yaml
 from astra_env.errors import CheckpointError
+from astra_env.evaluation.campaign.own_backbone import own_backbone_network
 from astra_env.export.safetensors_format import read_safetensors
 from astra_env.models import IMAGENET_MEAN, IMAGENET_STD, load_official, target_resnet18, target_vit
 from astra_env.models.interop import weights_of
 from astra_env.models.layers import NORMALIZATIONS, ChannelStatistics
 from astra_env.models.preact_resnet import preact_resnet18
 from astra_env.models.resnet import BasicBlock, Bottleneck, ResNet
+from astra_env.models.unwrap import chosen_weights
 from astra_env.models.wide_resnet import wide_resnet_channels
 from astra_env.storage.checkpoint import load_checkpoint
 from astra_env.storage.state import UNFIT, one_line
@@ -56,7 +59,9 @@ class LoadedNetwork:
     run: dict[str, Any]
 
 
-def load_network(path: str | Path, *, weights: str | None = None, normalize: str = "auto") -> LoadedNetwork:
+def load_network(
+    path: str | Path, *, weights: str | None = None, normalize: str = "auto", backbone: str | None = None
+) -> LoadedNetwork:
     """Load a network from a run directory, a checkpoint or an exported ``.safetensors`` file.
 
     Args:
@@ -65,6 +70,7 @@ def load_network(path: str | Path, *, weights: str | None = None, normalize: str
             where the run's objective has one ("target" is the network it follows).
         normalize: normalisation inside the network when the file carries none: "auto" (ImageNet for ASTrA's target
             network, none for others), "none", "imagenet", "cifar10" or "cifar100".
+        backbone: the ``module:function`` that a run's encoder was made by, which may then be imported.
 
     Raises:
         CheckpointError: for a missing or unsafe file, weights of no known network, or weights that are not finite.
@@ -80,10 +86,12 @@ def load_network(path: str | Path, *, weights: str | None = None, normalize: str
             statistics = metadata.normalize
     else:
         checkpoint = load_checkpoint(file)
-    state = weights_of(_choose(checkpoint, weights, file))
-    network = network_for(state, file, normalize=statistics, auto=normalize == "auto")
-    run = run_config(file)
-    encoder = ("conv1.weight" in state or "patch.weight" in state) and not _has_head(state)
+    run, chosen = run_config(file), _choose(checkpoint, weights, file)
+    network, encoder = own_backbone_network(chosen, run, file, backbone), True
+    if network is None:
+        state = weights_of(chosen)
+        network = network_for(state, file, normalize=statistics, auto=normalize == "auto")
+        encoder = ("conv1.weight" in state or "patch.weight" in state) and not _has_head(state)
     return LoadedNetwork(
         name=_short_name(file),
         path=file,
@@ -98,7 +106,7 @@ def load_network(path: str | Path, *, weights: str | None = None, normalize: str
 
 def resolve(path: str | Path) -> Path:
     """Return the file that ``path`` stands for; raises CheckpointError when there is none."""
-    path = Path(path)
+    path = user_path("checkpoint", path)
     candidates = [path / "checkpoints" / "last.pt", path / "model.safetensors"] if path.is_dir() else [path]
     for candidate in candidates:
         if candidate.is_file():
@@ -252,8 +260,8 @@ def _choose(checkpoint: Mapping[str, Any], weights: str | None, file: Path) -> M
         objective = checkpoint.get("objective")
         followed = objective.get("momentum_encoder") if isinstance(objective, Mapping) else None
         return followed if isinstance(followed, Mapping) else checkpoint
-    chosen = checkpoint.get(weights)
-    if not isinstance(chosen, Mapping):
+    chosen = chosen_weights(checkpoint, weights)
+    if chosen is None:
         known = ", ".join(sorted(key for key, value in checkpoint.items() if isinstance(value, Mapping)))
         raise CheckpointError(f"{file}: holds no weights called {weights!r}; choose among {known or 'none'}")
     return chosen

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from astra_env.evaluation.measures.corruption import corruption_accuracy
 from astra_env.evaluation.measures.curves import noise_curve, path_curve, radius_curve
 from astra_env.evaluation.measures.parts import Parts, fingerprint
 from astra_env.evaluation.measures.robustness import clean_accuracy, robust_accuracy
+from astra_env.strategy import Attack
 
 OBJECTIVES = {"pgd": "cross_entropy", "cw": "margin"}
 
@@ -82,11 +84,13 @@ def pgd(
     world: World = ALONE,
 ) -> Measurement:
     """Return PGD with the cross-entropy ("pgd") or the margin ("cw") at one radius."""
-    options: dict[str, Any] = {
+    strength = {
         "epsilon": epsilon,
         "steps": config.attack.steps,
         "step_size": config.step_size,
         "norm": config.attack.norm,
+    }
+    options: dict[str, Any] = {
         "restarts": config.attack.restarts,
         "objective": OBJECTIVES[attack],
         "seed": config.seed,
@@ -98,9 +102,15 @@ def pgd(
         label = f" (found in {config.attack.precision})"
     return Measurement(
         f"{title}-{config.attack.steps} {radius_name(epsilon, config.attack.norm)}{label}",
-        options,
+        {**strength, **options},
         lambda: robust_accuracy(
-            model, test, batch_size=config.attack.batch_size, progress=progress, world=world, **options
+            model,
+            test,
+            config.attack_within(epsilon),
+            batch_size=config.attack.batch_size,
+            progress=progress,
+            world=world,
+            **options,
         ).as_dict(),
         spread=True,
     )
@@ -157,18 +167,22 @@ def curve_of(
         common["steps"] = config.attack.steps
     if curve == "path":
         common["epsilon"] = max(config.epsilons)
-    functions: dict[str, Callable[..., Any]] = {"radius": radius_curve, "noise": noise_curve, "path": path_curve}
-
     spread = curve != "path"
     whole: dict[str, Any] = {"batch_size": config.attack.batch_size, "progress": progress}
+    function: Callable[..., Any]
+    if curve == "path":
+        attack = Attack.crossing(common["epsilon"], config.attack.steps, config.attack.norm)
+        function = partial(path_curve, attack=attack, seed=config.seed)
+    else:
+        function = partial(radius_curve if curve == "radius" else noise_curve, **common)
 
     def compute() -> dict[str, Any]:
         if not spread or not world.alone:
             # What was measured before an interruption is known to one process only, so several start anew.
             ranks = {"world": world} if spread else {}
-            return functions[curve](model, test, **whole, **ranks, **common).as_dict()
+            return function(model, test, **whole, **ranks).as_dict()
         parts = Parts(_parts_file(state, curve), fingerprint(model, test.images, test.labels, common))
-        found = functions[curve](model, test, remember=parts, **whole, **common)
+        found = function(model, test, remember=parts, **whole)
         parts.finish()
         return found.as_dict()
 

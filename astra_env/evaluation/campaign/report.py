@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from astra_env.evaluation.measures.robustness import STEP_FACTOR
+from astra_env.strategy import CROSSING
 
 HELD_OUT = "held-out "
 """In front of measurements on training images that were held out to choose a checkpoint."""
@@ -90,16 +90,14 @@ def _attacks(results: Mapping[str, Any]) -> str:
             if "objective" in settings:
                 found[f"- {name}: {_steps(settings)}"] = None
             elif name in ("curve: radius", "curve: path"):
-                found[f"- {name}: PGD, {settings['steps']} steps of {STEP_FACTOR} * radius / {settings['steps']}"] = (
-                    None
-                )
+                found[f"- {name}: PGD, {settings['steps']} steps of {CROSSING} * radius / {settings['steps']}"] = None
     return "\n".join(["Attacks:", "", *found]) if found else ""
 
 
 def _steps(settings: Mapping[str, Any]) -> str:
     size, starts = settings["step_size"], settings["restarts"]
     if size is None:
-        size = STEP_FACTOR * settings["epsilon"] / max(settings["steps"], 1)
+        size = CROSSING * settings["epsilon"] / max(settings["steps"], 1)
     start = "1 random start" if starts == 1 else f"{starts} random starts"
     return f"{settings['steps']} steps of {255 * size:.4g}/255, {start} in the ball"
 

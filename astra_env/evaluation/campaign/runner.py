@@ -11,10 +11,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from astra_env.config.paths import user_path
 from astra_env.config.reading import to_dict
 from astra_env.data import ImageDataset, load_dataset, split_validation
 from astra_env.distributed import ALONE, World
 from astra_env.errors import CheckpointError, ConfigError
+from astra_env.evaluation.campaign.checks import require_finishable
 from astra_env.evaluation.campaign.config import EvaluationConfig
 from astra_env.evaluation.campaign.heads import classifier_for, protocol_of
 from astra_env.evaluation.campaign.loading import LoadedNetwork, load_network, resolve, run_config
@@ -68,11 +70,14 @@ def evaluate(
     require_one_data_set(config, files)
     config = with_data_of_run(config, files[0])
     device, progress = world.resolve(config.device), progress and world.main
-    loaded = [load_network(file, weights=config.network.weights, normalize=config.network.normalize) for file in files]
+    reading = config.network
+    options: dict[str, Any] = {"weights": reading.weights, "normalize": reading.normalize, "backbone": reading.backbone}
+    loaded = [load_network(file, **options) for file in files]
     loaded = with_unique_names(loaded)
     for network in loaded:
         protocol_of(config, network)
     train, test = images_of(config, progress)
+    require_finishable(config, loaded, train, test)
     if config.corruptions is not None:
         check_folder(config.corruptions, tuple(test.images.shape[2:]))
     with owned(Path(out), "out", FOLDERS) if world.main else nullcontext():
@@ -116,7 +121,7 @@ def _measure_all(
 
 def kept_checkpoints(run: str | Path) -> list[Path]:
     """Return a run's kept checkpoints in the order of training; raises CheckpointError when it kept none."""
-    folder = Path(run) / "checkpoints"
+    folder = user_path("checkpoint", run) / "checkpoints"
     numbered = {}
     for path in folder.glob("*.pt"):
         if match := re.fullmatch(r"(?:step|epoch)_(\d+)", path.stem):
@@ -140,7 +145,10 @@ def with_data_of_run(config: EvaluationConfig, file: Path) -> EvaluationConfig:
     same = name == section.get("name")
     size = config.data.image_size or (section.get("image_size") if same else None)
     root = config.data.root or (section.get("root") if same else None) or "data"
-    return replace(config, data=replace(config.data, name=name, root=root, image_size=size))
+    own: dict[str, Any] = {
+        key: section.get(key) for key in ("holdout", "cache") if same and getattr(config.data, key) is None
+    }
+    return replace(config, data=replace(config.data, name=name, root=root, image_size=size, **own))
 
 
 def require_one_data_set(config: EvaluationConfig, files: Sequence[Path]) -> None:
@@ -160,7 +168,7 @@ def images_of(config: EvaluationConfig, progress: bool) -> tuple[ImageDataset, I
     """Return the training images and the test images to measure on; ``progress`` shows a bar while decoding."""
     data = config.data
     options: dict[str, Any] = {"root": data.root, "download": data.download, "image_size": data.image_size}
-    options["progress"] = progress
+    options |= {"progress": progress, "cache": data.cache, "holdout": data.holdout}
     train, test = (load_dataset(str(data.name), split, **options) for split in ("train", "test"))
     require_alike(train, test)
     return train, test_part(config, test)
@@ -204,7 +212,10 @@ def describe(network: LoadedNetwork) -> dict[str, Any]:
 def conditions_of(config: EvaluationConfig, every: bool) -> dict[str, Any]:
     """Return what all measurements of a result file have in common."""
     plain = to_dict(config)
-    plain["data"] = {name: value for name, value in plain["data"].items() if name not in ("root", "download")}
+    plain["data"] = {name: value for name, value in plain["data"].items() if name not in ("root", "cache", "download")}
+    for section, name in (("data", "holdout"), ("network", "backbone")):
+        if plain[section][name] is None:
+            del plain[section][name]  # older result files do not know them
     if config.protocol != "semi_supervised":
         del plain["semi_supervised"]  # of no consequence, and absent from older result files
     return {**{name: value for name, value in plain.items() if name not in FREE_KEYS}, "every": every}

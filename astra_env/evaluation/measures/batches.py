@@ -1,6 +1,7 @@
 """Walks over a labelled data set: batches as float images on the model's device."""
 
 from collections.abc import Iterator
+from typing import TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -8,7 +9,26 @@ from tqdm import tqdm
 
 from astra_env.augment import random_crop_flip
 from astra_env.data import ImageDataset
+from astra_env.distributed import World
 from astra_env.errors import DataError, InputError
+
+
+class Walk(TypedDict, total=False):
+    """How a measurement goes through its images; every measure takes these by keyword.
+
+    Attributes:
+        batch_size: images per forward pass or attacked at once; default 256. The result does not depend on it, up to
+            rounding.
+        max_images: draw this many images; default all.
+        progress: show a progress bar.
+        world: the processes that share the batches out among them; each then knows the accuracy on all images, and it
+            is what one process finds.
+    """
+
+    batch_size: int
+    max_images: int | None
+    progress: bool
+    world: World
 
 
 def device_of(model: nn.Module) -> torch.device:

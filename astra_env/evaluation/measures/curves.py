@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -11,11 +11,12 @@ from tqdm import tqdm
 
 from astra_env.attacks import frozen, get_norm
 from astra_env.data import ImageDataset
-from astra_env.distributed import ALONE, World
+from astra_env.errors import InputError
 from astra_env.evaluation.measures.accuracy import Accuracy
-from astra_env.evaluation.measures.batches import device_of, ordered_batches, require_labels, take
+from astra_env.evaluation.measures.batches import Walk, device_of, ordered_batches, require_labels, take
 from astra_env.evaluation.measures.parts import Remember, at_once
-from astra_env.evaluation.measures.robustness import accuracy_under, is_right, pgd_attack, robust_accuracy
+from astra_env.evaluation.measures.robustness import Restarts, accuracy_under, is_right, robust_accuracy
+from astra_env.strategy import Attack
 
 RADII = {
     "linf": tuple(step / 255 for step in range(0, 17, 2)),
@@ -57,29 +58,18 @@ def radius_curve(
     steps: int = 20,
     norm: str = "linf",
     seed: int = 0,
-    batch_size: int = 256,
-    max_images: int | None = None,
     remember: Remember = at_once,
-    progress: bool = False,
-    world: World = ALONE,
+    **walk: Unpack[Walk],
 ) -> Curve:
     """Return the accuracy under PGD at every radius, with steps of ``2.5 * radius / steps``: long enough for each.
 
     ``radii``: default :data:`RADII` of the norm. ``remember`` keeps what was measured before an interruption.
     """
+    progress = walk.pop("progress", False)
 
     def at(radius: float) -> Accuracy:
-        return robust_accuracy(
-            model,
-            dataset,
-            epsilon=radius,
-            steps=steps if radius > 0 else 0,
-            norm=norm,
-            seed=seed,
-            batch_size=batch_size,
-            max_images=max_images,
-            world=world,
-        )
+        attack = Attack.crossing(radius, steps if radius > 0 else 0, norm)
+        return robust_accuracy(model, dataset, attack, seed=seed, **walk)
 
     return _by_radius(norm, radii, at, remember, "accuracy by radius", progress)
 
@@ -91,21 +81,18 @@ def noise_curve(
     radii: Sequence[float] | None = None,
     norm: str = "linf",
     seed: int = 0,
-    batch_size: int = 256,
-    max_images: int | None = None,
     remember: Remember = at_once,
-    progress: bool = False,
-    world: World = ALONE,
+    **walk: Unpack[Walk],
 ) -> Curve:
     """Return the accuracy under random noise on the sphere of every radius: what a blind attack of that size does.
 
     l-inf: every pixel moves by +-radius; l2: a uniformly random direction of length radius. Clipped to the image box.
     Every radius sees the same directions. ``radii``, ``remember``: as in :func:`radius_curve`.
     """
+    progress = walk.pop("progress", False)
 
     def at(radius: float) -> Accuracy:
-        noise = _Noise(radius, norm, seed)
-        return accuracy_under(model, dataset, noise, batch_size=batch_size, max_images=max_images, world=world)
+        return accuracy_under(model, dataset, _Noise(radius, norm, seed), **walk)
 
     return _by_radius(norm, radii, at, remember, "accuracy by noise", progress)
 
@@ -113,11 +100,9 @@ def noise_curve(
 def path_curve(
     model: nn.Module,
     dataset: ImageDataset,
+    attack: Attack,
     *,
-    epsilon: float,
     fractions: Sequence[float] = FRACTIONS,
-    steps: int = 20,
-    norm: str = "linf",
     seed: int = 0,
     batch_size: int = 256,
     max_images: int | None = None,
@@ -127,11 +112,11 @@ def path_curve(
     require_labels(dataset)
     part = take(dataset, max_images)
     device = device_of(model)
-    attack = pgd_attack(model, epsilon=epsilon, steps=steps, norm=norm, seed=seed)
+    change = Restarts(model, attack, seed=seed)
     correct = torch.zeros(len(fractions), dtype=torch.int64, device=device)
     with frozen(model):
         for images, labels in ordered_batches(part, batch_size, device, title="path", progress=progress):
-            way = attack(images, labels) - images
+            way = change(images, labels) - images
             for index, fraction in enumerate(fractions):
                 correct[index] += is_right(model, images + fraction * way, labels, len(part.classes)).sum()
     accuracies = tuple(Accuracy(int(count), len(part)) for count in correct)
@@ -147,6 +132,8 @@ def _by_radius(
     progress: bool,
 ) -> Curve:
     get_norm(norm)  # raises for an unknown one before the table is asked
+    if radii is None and norm not in RADII:
+        raise InputError(f"radii: there are none by default in norm {norm!r}; give them")
     places = tuple(RADII[norm] if radii is None else radii)
     accuracies = [
         remember(f"{radius:.17g}", partial(at, radius))

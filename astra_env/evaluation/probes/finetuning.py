@@ -1,29 +1,24 @@
 """Adversarial full fine-tuning (AFF): TRADES over the branches of an encoder."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 from copy import deepcopy
-from pathlib import Path
+from dataclasses import replace
+from typing import Unpack
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from astra_env.attacks import KLDivergence, frozen, supervised_pgd
+from astra_env.attacks import KLDivergence, frozen, supervised_attack
 from astra_env.data import ImageDataset
-from astra_env.errors import Diverged, InputError
-from astra_env.evaluation.measures.batches import (
-    device_of,
-    require_alike,
-    require_labels,
-    shuffled_batches,
-    used_images,
-)
+from astra_env.evaluation.measures.batches import device_of, shuffled_batches, used_images
 from astra_env.evaluation.probes.classifier import EncoderClassifier
-from astra_env.evaluation.probes.linear import MOMENTUM, TrainingAttack
-from astra_env.evaluation.probes.training_state import TrainingState, step_bar
+from astra_env.evaluation.probes.linear import TRAINING_ATTACK
+from astra_env.evaluation.probes.training_state import Fit, FitOptions
+from astra_env.strategy import Attack
 
-DECAY_POINTS = (0.6, 0.8)
-"""Fractions of the epochs after which the learning rate falls tenfold: 15 and 20 of 25."""
+AFF = Fit(learning_rate=0.1, batch_size=128, decay_points=(0.6, 0.8))
+"""The published training: its learning rate falls at epochs 15 and 20 of 25."""
 
 AT_THE_IMAGE = "the image itself"
 """The start of the attack."""
@@ -34,49 +29,29 @@ def finetune(
     train: ImageDataset,
     test: ImageDataset | None = None,
     *,
-    epochs: int = 25,
-    learning_rate: float = 0.1,
-    weight_decay: float = 2e-4,
-    batch_size: int = 128,
     beta: float = 6.0,
-    augment: bool = True,
-    attack: TrainingAttack | None = None,
-    decay_points: Sequence[float] = DECAY_POINTS,
+    attack: Attack = TRAINING_ATTACK,
     natural_branch: str = "clean",
-    drop_last: bool = False,
     head: nn.Linear | None = None,
-    seed: int = 0,
-    device: torch.device | str | None = None,
-    state_path: str | Path | None = None,
-    progress: bool = False,
+    **options: Unpack[FitOptions],
 ) -> EncoderClassifier:
     """Fine-tune a copy of an encoder and a head: CE(z_b(x), y) + beta * KL(p_b(x) || p_adv(x')), b the natural branch.
 
     ``natural_branch="clean"`` is AFF as DynACL 2023 and ASTrA 2025 publish it (``test_AFF.py``: both branches train,
     the adv branch is evaluated); "adv" is the single-route loss of LP-AFT, which leaves the clean branch's norms as
     they are. The attack starts at the image itself and maximises the divergence in eval mode; losses are taken in
-    training mode, the natural images first. SGD with momentum .9, learning rate x.1 at 60 % and 80 % of the epochs.
+    training mode, the natural images first. The learning rate falls tenfold at 60 % and 80 % of the epochs.
     ACL 2020 fine-tunes otherwise (``train_trades.py``): one route, and a start of .001 * N(0, 1).
 
     Args:
         target: has ``embed(images[, branch])`` and ``embed_dim``; not changed.
         train: labelled training images.
         test: checked to fit ``train`` before any work is done; nothing is chosen on it.
-        epochs: passes over ``train``.
-        learning_rate: of all parameters.
-        weight_decay: of all parameters.
-        batch_size: images per step.
         beta: weight of the divergence.
-        augment: crop (padding 4) and flip.
         attack: default 10 steps of 2/255 in 8/255.
-        decay_points: fractions of the epochs after which the learning rate falls tenfold.
         natural_branch: BatchNorm branch of the natural images, "clean" or "adv".
-        drop_last: leave out the last batch of an epoch when it is not whole (LP-AFT).
         head: where the head starts; default at zero. Copied.
-        seed: of order and augmentation.
-        device: where to compute; default where the encoder is.
-        state_path: checkpoint written after every epoch; training continues from it when it is there.
-        progress: show a progress bar.
+        options: the attributes of :class:`Fit`, by default those of :data:`AFF`.
 
     Returns:
         The classifier on its adv branch, images in [0, 1] -> logits.
@@ -86,48 +61,33 @@ def finetune(
         CheckpointError: when ``state_path`` holds another training.
         Diverged: when the loss is not finite.
     """
-    require_labels(train)
-    if test is not None:
-        require_alike(train, test)
-    if epochs < 1:
-        raise InputError(f"epochs: expected at least 1, got {epochs}")
-    place = device_of(target) if device is None else torch.device(device)
+    fit = replace(AFF, **options)
+    fit.check(train, test)
+    place = device_of(target) if fit.device is None else torch.device(fit.device)
     classifier = EncoderClassifier(deepcopy(target), len(train.classes)).to(place).requires_grad_(True)
     if head is not None:
         classifier.head.load_state_dict(head.state_dict())
-    optimizer = torch.optim.SGD(classifier.parameters(), learning_rate, MOMENTUM, weight_decay=weight_decay)
-    milestones = [round(point * epochs) for point in decay_points]
-    schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones)
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(fit.seed)
     settings = {
-        "epochs": epochs,
-        "learning_rate": learning_rate,
-        "batch_size": batch_size,
+        "epochs": fit.epochs,
+        "learning_rate": fit.learning_rate,
+        "batch_size": fit.batch_size,
         "beta": beta,
-        "seed": seed,
+        "seed": fit.seed,
         "attack_start": AT_THE_IMAGE,
         "natural_branch": natural_branch,
-        "drop_last": drop_last,
+        "drop_last": fit.drop_last,
     }
-    state = TrainingState(state_path, settings, classifier, optimizer, schedule, generator)
-    budget = attack or TrainingAttack()
-    first = state.restore()
-    used = used_images(len(train), batch_size, drop_last)
-    with step_bar("fine-tuning", epochs, used, batch_size, first=first, progress=progress) as bar:
-        for epoch in range(first, epochs):
-            batches = shuffled_batches(train, batch_size, place, generator, augment=augment, drop_last=drop_last)
-            for images, labels in batches:
-                adversarial = trades_attack(classifier, images, labels, budget, natural_branch=natural_branch)
-                classifier.train()
-                loss = trades_loss(classifier, images, adversarial, labels, beta, natural_branch=natural_branch)
-                if not bool(torch.isfinite(loss)):
-                    raise Diverged(f"fine-tuning: the loss is {float(loss)} in epoch {epoch}; lower the learning rate")
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-                bar.update()
-            schedule.step()
-            state.save(epoch + 1)
+
+    def epoch() -> Iterator[Tensor]:
+        shown = {"augment": fit.augment, "drop_last": fit.drop_last}
+        for images, labels in shuffled_batches(train, fit.batch_size, place, generator, **shown):
+            adversarial = trades_attack(classifier, images, labels, attack, natural_branch=natural_branch)
+            classifier.train()
+            yield trades_loss(classifier, images, adversarial, labels, beta, natural_branch=natural_branch)
+
+    used = used_images(len(train), fit.batch_size, fit.drop_last)
+    fit.run("fine-tuning", classifier, generator, epoch, used, settings)
     return classifier.eval()
 
 
@@ -155,7 +115,7 @@ def trades_attack(
     classifier: EncoderClassifier,
     images: Tensor,
     labels: Tensor,
-    attack: TrainingAttack,
+    attack: Attack,
     *,
     natural_branch: str = "clean",
 ) -> Tensor:
@@ -171,14 +131,13 @@ def trades_attack(
     """
     with frozen(classifier), torch.no_grad():
         natural = classifier(images, natural_branch)
-    return supervised_pgd(
+    return supervised_attack(
         classifier,
         images,
         labels,
-        epsilon=attack.epsilon,
-        step_size=attack.step_size,
-        steps=attack.steps,
+        attack.strategy(len(images), images.device),
+        norm=attack.norm,
         init=torch.zeros_like(images),
         objective=KLDivergence(natural),
         forward=lambda batch: classifier(batch, "adv"),
-    )
+    ).adversarial

@@ -14,50 +14,49 @@ differ in what remains:
 branch, so it is the single-route loss. CE on the clean branch comes only later, in AFF itself.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
+from astra_env.config.paths import PATH
+from astra_env.config.types import IntFrom2, NonNegativeFinite, NonNegativeInt, PositiveInt
 from astra_env.data import ImageDataset
 from astra_env.data.clustering import kmeans_labels
-from astra_env.errors import ConfigError
 from astra_env.evaluation.probes.classifier import EncoderClassifier
 from astra_env.evaluation.probes.finetuning import finetune
-from astra_env.evaluation.probes.linear import TrainingAttack, extract_features, linear_probe
+from astra_env.evaluation.probes.linear import TRAINING_ATTACK, extract_features, linear_probe
 from astra_env.evaluation.probes.single_route import single_route
 
 DECAY_POINTS = (0.4, 0.8)
 """Fractions of the fine-tuning after which its learning rate falls tenfold: epochs 10 and 20 of 25."""
-
-BRANCHES_KEPT = ("adv", "both")
 
 
 @dataclass
 class LPAFTConfig:
     """How an encoder is post-processed; the defaults are the published ones for CIFAR-10."""
 
-    branches: str = "adv"
+    branches: Literal["adv", "both"] = "adv"
     """BatchNorm branches of the result: adv, single norms, for slf and alf; both, for aff and semi_supervised."""
-    clusters: int = 10
+    clusters: IntFrom2 = 10
     """Number of k-means clusters: of pseudo-classes."""
-    probe_epochs: int = 10
+    probe_epochs: PositiveInt = 10
     """Epochs of the linear probe on the pseudo-labels."""
-    probe_learning_rate: float = 0.01
+    probe_learning_rate: NonNegativeFinite = 0.01
     """Learning rate of the linear probe; constant."""
-    epochs: int = 25
+    epochs: PositiveInt = 25
     """Epochs of the adversarial fine-tuning."""
-    learning_rate: float = 0.1
+    learning_rate: NonNegativeFinite = 0.1
     """Learning rate of the fine-tuning; x.1 at 40 % and 80 % of its epochs."""
-    weight_decay: float = 1e-4
+    weight_decay: NonNegativeFinite = 1e-4
     """Weight decay of both."""
-    beta: float = 6.0
+    beta: NonNegativeFinite = 6.0
     """Weight of TRADES's divergence."""
-    attack_steps: int = 10
+    attack_steps: NonNegativeInt = 10
     """Steps of 2/255 in 8/255 of the fine-tuning's attack."""
-    batch_size: int = 512
+    batch_size: IntFrom2 = 512
     """Images per step."""
     augment: bool = True
     """Crop (padding 4) and flip."""
@@ -67,29 +66,12 @@ class LPAFTConfig:
     """cpu, cuda, cuda:N or auto."""
     data: str | None = None
     """Data set; default the run's own."""
-    root: str | None = None
+    root: str | None = field(default=None, metadata=PATH)
     """Folder of the data set; default the run's own."""
     image_size: int | None = None
     """Side of the images; default the run's own."""
     max_images: int | None = None
     """Use only so many images; default the run's own choice."""
-
-    def validate(self) -> None:
-        """Raise ConfigError naming the first field whose value cannot be used."""
-        if self.branches not in BRANCHES_KEPT:
-            raise ConfigError(f"branches: expected one of {', '.join(BRANCHES_KEPT)}, got {self.branches!r}")
-        for name, least in (
-            ("clusters", 2),
-            ("probe_epochs", 1),
-            ("epochs", 1),
-            ("attack_steps", 0),
-            ("batch_size", 2),
-        ):
-            if getattr(self, name) < least:
-                raise ConfigError(f"{name}: expected an integer >= {least}, got {getattr(self, name)}")
-        for name in ("probe_learning_rate", "learning_rate", "weight_decay", "beta"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise ConfigError(f"{name}: expected a finite number >= 0, got {getattr(self, name)}")
 
 
 def pseudo_labelled(
@@ -160,7 +142,7 @@ def lp_aft(
         epochs=config.epochs,
         learning_rate=config.learning_rate,
         beta=config.beta,
-        attack=TrainingAttack(steps=config.attack_steps),
+        attack=replace(TRAINING_ATTACK, steps=config.attack_steps),
         decay_points=DECAY_POINTS,
         natural_branch="adv",
         head=probed.head,

@@ -13,7 +13,8 @@ clean images choose.
 
 from collections.abc import Callable, Iterable
 from copy import deepcopy
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,6 @@ from torch import Tensor, nn
 
 from astra_env.attacks import frozen
 from astra_env.data import ImageDataset, split_labelled, split_validation
-from astra_env.errors import Diverged
 from astra_env.evaluation.campaign.config import SemiSupervisedConfig
 from astra_env.evaluation.measures.accuracy import Accuracy
 from astra_env.evaluation.measures.batches import (
@@ -35,8 +35,8 @@ from astra_env.evaluation.measures.batches import (
 )
 from astra_env.evaluation.measures.robustness import clean_accuracy, robust_accuracy
 from astra_env.evaluation.probes.classifier import EncoderClassifier
-from astra_env.evaluation.probes.linear import MOMENTUM, UNCLIPPED, TrainingAttack, label_attack
-from astra_env.evaluation.probes.training_state import BestWeights, TrainingState, step_bar
+from astra_env.evaluation.probes.linear import EVALUATION_ATTACK, TRAINING_ATTACK, UNCLIPPED, label_attack
+from astra_env.evaluation.probes.training_state import Fit
 
 STANDARD_DECAY_POINTS = (0.39, 0.59)
 """Of the standard training: after 39 and 59 of 100 epochs; the published loop steps its schedule before an epoch."""
@@ -44,8 +44,6 @@ DECAY_POINTS = (4 / 15, 9 / 15)
 """Of the fine-tuning: after 4 and 9 of 15 epochs."""
 BATCH_SIZE, BATCH_SIZE_OF_FEW, FEW = 250, 200, 0.05
 """Images per step: 25 + 225 with 10 % of labels, 2 + 198 with 1 %; ``FEW`` lies between."""
-CHOOSING_PGD: dict[str, Any] = {"epsilon": 8 / 255, "steps": 20, "step_size": 2 / 255}
-"""The attack under which held-out images choose the epoch of the fine-tuning."""
 
 
 @dataclass(frozen=True)
@@ -181,19 +179,23 @@ class _Plan:
                 classifier.train()
                 yield F.cross_entropy(classifier(images), labels)
 
-        def score() -> Accuracy:
-            assert self.held_out is not None
-            return clean_accuracy(classifier, self.held_out, progress=self.progress)
-
-        rates = (options.standard_learning_rate, options.standard_weight_decay, STANDARD_DECAY_POINTS)
-        loop = _Loop("standard training", options.standard_epochs, *rates, images=len(labelled), batch_size=size)
-        return classifier, self._run(loop, classifier, generator, epoch, score, path)
+        fit = Fit(
+            options.standard_epochs,
+            options.standard_learning_rate,
+            options.standard_weight_decay,
+            size,
+            decay_points=STANDARD_DECAY_POINTS,
+            state_path=path,
+        )
+        return classifier, self._run(
+            "standard training", fit, len(labelled), classifier, generator, epoch, clean_accuracy
+        )
 
     def fine_tune(
         self, labelled: ImageDataset, others: ImageDataset, known: Tensor, unknown: Tensor, path: Path | None
     ) -> tuple[EncoderClassifier, dict[str, Any]]:
         """Train adv branch and head on attacked images of both kinds; held-out images under PGD-20 choose."""
-        options, attack = self.options, TrainingAttack(steps=self.options.attack_steps)
+        options, attack = self.options, replace(TRAINING_ATTACK, steps=self.options.attack_steps)
         classifier, generator = self._classifier(labelled, "adv")
         true, guessed = labelled.labels.to(self.place), unknown.argmax(1)
         weights = {name: getattr(options, name) for name in ("beta", "alpha", "temperature", "distillation")}
@@ -210,13 +212,12 @@ class _Plan:
                 pseudo = torch.cat([known[rows], unknown[other_rows]])
                 yield semi_supervised_loss(logits, attacked, true[rows], pseudo, **weights)
 
-        def score() -> Accuracy:
-            assert self.held_out is not None
-            return robust_accuracy(classifier, self.held_out, seed=self.seed, progress=self.progress, **CHOOSING_PGD)
-
-        rates = (options.learning_rate, options.weight_decay, DECAY_POINTS)
-        loop = _Loop("semi-supervised fine-tuning", options.epochs, *rates, images=steps, batch_size=1)
-        return classifier, self._run(loop, classifier, generator, epoch, score, path)
+        fit = Fit(
+            options.epochs, options.learning_rate, options.weight_decay, 1, decay_points=DECAY_POINTS, state_path=path
+        )
+        under_pgd = partial(robust_accuracy, attack=EVALUATION_ATTACK, seed=self.seed)
+        title = "semi-supervised fine-tuning"
+        return classifier, self._run(title, fit, steps, classifier, generator, epoch, under_pgd)
 
     def _classifier(self, labelled: ImageDataset, branch: str) -> tuple[EncoderClassifier, torch.Generator]:
         """Return a copy of the encoder with a head at zero, to be trained whole, and a generator for its training."""
@@ -225,64 +226,35 @@ class _Plan:
 
     def _run(
         self,
-        loop: "_Loop",
+        title: str,
+        fit: Fit,
+        images: int,
         classifier: EncoderClassifier,
         generator: torch.Generator,
         epoch: Callable[[], Iterable[Tensor]],
-        score: Callable[[], Accuracy],
-        path: Path | None,
+        accuracy: Callable[..., Accuracy],
     ) -> dict[str, Any]:
-        """Train, leave the chosen epoch's weights in the classifier and say which it is."""
-        optimizer = torch.optim.SGD(
-            classifier.parameters(), loop.learning_rate, MOMENTUM, weight_decay=loop.weight_decay
-        )
-        milestones = [max(1, round(point * loop.epochs)) for point in loop.decay_points]
-        schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones)
-        best = None if self.held_out is None else BestWeights()
+        """Train, leave in the classifier the weights of the epoch that held-out images choose and say which it is."""
+        held_out = self.held_out
         settings = {
             **asdict(self.options),
             "label_fraction": self.label_fraction,
-            "held_out": 0 if self.held_out is None else len(self.held_out),
+            "held_out": 0 if held_out is None else len(held_out),
             "augment": self.augment,
             "seed": self.seed,
             "attack_start": UNCLIPPED,
-            "stage": loop.title,
+            "stage": title,
         }
-        state = TrainingState(path, settings, classifier, optimizer, schedule, generator, best)
-        first = state.restore()
-        bar = step_bar(loop.title, loop.epochs, loop.images, loop.batch_size, first=first, progress=self.progress)
-        with bar:
-            for done in range(first + 1, loop.epochs + 1):
-                for loss in epoch():
-                    if not bool(torch.isfinite(loss)):
-                        raise Diverged(
-                            f"{loop.title}: the loss is {loss.item()} in epoch {done}; lower the learning rate"
-                        )
-                    optimizer.zero_grad()
-                    loss.backward()
-                    optimizer.step()
-                    bar.update()
-                schedule.step()
-                if best is not None:
-                    best.offer(classifier, done, score().value)
-                state.save(done)
+
+        def score() -> float:
+            return accuracy(classifier, held_out, progress=self.progress).value
+
+        asked, fit = None if held_out is None else score, replace(fit, progress=self.progress)
+        best = fit.run(title, classifier, generator, epoch, images, settings, asked, earliest=1)
         if best is None:
-            return {"epoch": loop.epochs}
+            return {"epoch": fit.epochs}
         classifier.load_state_dict(best.weights)
         return {"epoch": best.epoch, "held_out_accuracy": best.score}
-
-
-@dataclass(frozen=True)
-class _Loop:
-    """The numbers of one training; ``images / batch_size`` steps make an epoch."""
-
-    title: str
-    epochs: int
-    learning_rate: float
-    weight_decay: float
-    decay_points: tuple[float, ...]
-    images: int
-    batch_size: int
 
 
 def _stage_file(stem: str | Path | None, stage: str) -> Path | None:

@@ -6,12 +6,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from astra_env.attacks import supervised_pgd
+from astra_env.attacks import supervised_attack, supervised_pgd
 from astra_env.errors import ConfigError, InputError
 from astra_env.models import resnet18
-from astra_env.strategy import AttackStrategy
-from rpat.methods import Budget, Step, make_method
-from rpat.training_attack import training_mode_attack
+from astra_env.strategy import Attack, AttackStrategy
+from rpat.methods import Step, make_method
 
 ROWS = 6
 
@@ -44,6 +43,11 @@ def budgets(steps):
         torch.tensor(steps),
         torch.full((ROWS,), 0.01, dtype=torch.float64),
     )
+
+
+def training_mode_attack(model, images, labels, strategy, start, **options):
+    options = {"attack_mode": "train", "final_outputs": True, **options}
+    return supervised_attack(model, images, labels, strategy, init=start, **options)
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
@@ -105,7 +109,7 @@ def test_outputs_are_those_of_training_mode_at_the_final_position():
 
 def test_a_folded_copy_cannot_stand_for_a_network_in_training_mode():
     model, (images, labels, _) = network(), batch()
-    step = Step(model, images, labels, Budget(0.03, 0.01, 2, "linf"), attacked=model)
+    step = Step(model, images, labels, Attack(0.03, 0.01, 2, "linf"), attacked=model)
     with pytest.raises(InputError, match="attacked: an attack in training mode needs the network itself"):
         make_method("rebat", {"attack_mode": "train"}).attack(step)
     with pytest.raises(ConfigError, match=r"method_args\.attack_mode: expected one of eval, train, got 'both'"):
