@@ -12,7 +12,7 @@ from astra_env.evaluation.measures.accuracy import Accuracy
 from astra_env.evaluation.measures.robustness import clean_accuracy, robust_accuracy
 from astra_env.randomness import derive_seed
 from astra_env.training.loop import Callback, Loop
-from rpat.config import RPATConfig
+from rpat.config import RPATConfig, TestConfig, ValidationConfig
 from rpat.selection import Record, Selection
 
 
@@ -73,11 +73,12 @@ class Accuracies(Callback):
                 loop.run.log(learner.step_count, {"epoch": learner.epoch - 1, **values})
 
     def on_end(self, loop: Any) -> None:
-        """Measure the selected network, when that is switched on."""
+        """Measure the selected network on the test images, when that is switched on."""
         options = self.config.test
         if options.enabled:
-            more = {"max_images": options.max_images, "progress": self.config.run.progress and sys.stderr.isatty()}
-            clean, robust = self._measure(loop, options, loop.selected(), loop.test, **more)
+            bar = self.config.run.progress and sys.stderr.isatty()
+            more = {"max_images": options.max_images, "progress": bar}
+            clean, robust = self._measure(loop, loop.selected(), loop.test, options, **more)
             self.tested = {"clean": clean.as_dict(), f"pgd_{options.steps}": robust.as_dict()}
 
     def validate(self, loop: Loop, epoch: int) -> dict[str, float]:
@@ -87,7 +88,7 @@ class Accuracies(Callback):
             networks["ema"] = loop.learner.average.module
         values: dict[str, float] = {}
         for name, network in networks.items():
-            clean, robust = self._measure(loop, self.config.validation, network, self.validation)
+            clean, robust = self._measure(loop, network, self.validation, self.config.validation)
             self.selection.offer(name, Record(epoch, robust.value, clean.value), network.state_dict())
             prefix = "validation" if name == "model" else f"validation_{name}"
             values |= {f"{prefix}/robust_accuracy": robust.value, f"{prefix}/clean_accuracy": clean.value}
@@ -102,9 +103,9 @@ class Accuracies(Callback):
         self.selection.load_state_dict(state["selection"])
 
     def _measure(
-        self, loop: Loop, options: Any, network: nn.Module, images: ImageDataset, **more: Any
+        self, loop: Loop, network: nn.Module, images: ImageDataset, options: ValidationConfig | TestConfig, **more: Any
     ) -> tuple[Accuracy, Accuracy]:
         """Return the accuracy on clean images and under PGD of training's radius, started alike in every epoch."""
-        more |= {"batch_size": options.batch_size, "world": loop.world}
         attack, seed = replace(self.config.budget, steps=options.steps), derive_seed(self.config.seed, "validation")
+        more |= {"batch_size": options.batch_size, "world": loop.world}
         return clean_accuracy(network, images, **more), robust_accuracy(network, images, attack, seed=seed, **more)

@@ -163,7 +163,7 @@ class RPATConfig:
     rp_start_epoch: int = 0
     """Epoch, from 0, at which robust perception starts."""
     norm: str = "linf"
-    """linf or l2."""
+    """linf, l2 or module:Class."""
     epsilon: float | str = "8/255"
     """Radius in [0, 1] pixel units (l2: length of the whole perturbation), a number or a fraction."""
     step_size: float | str = "2/255"

@@ -17,8 +17,8 @@ from rpat.config import PRESET_PACKAGE, RPATConfig
 
 logger = logging.getLogger(__name__)
 FREE = (
-    *("device", "run.", "test.", "network.checkpoint", "network.allow_missing", "data.root", "data.cache"),
-    *("data.download", "data.device_budget_mib", "data.host_budget_mib"),
+    *("device", "run.", "test.", "network.checkpoint", "network.allow_missing"),
+    *("data.root", "data.cache", "data.download", "data.device_budget_mib", "data.host_budget_mib"),
     *(f"learner.{option.name}" for option in fields(SpeedOptions) if option.name != "sync_bn"),
 )
 """Settings that may change when a run is resumed."""

@@ -91,7 +91,7 @@ class Trainer(Loop):
             False when SIGINT or SIGTERM ended the run early; a checkpoint has then been written.
 
         Raises:
-            RunDirectoryError: when the directory cannot be used.
+            RunDirectoryError: when the directory cannot be used or the disk is too full for its checkpoints.
             Diverged: when loss or gradient stop being finite and ``run.on_divergence`` is "raise", nothing is written,
                 or going back did not help.
         """
@@ -135,8 +135,8 @@ class Trainer(Loop):
         super().load_state_dict({"rollbacks": 0, "timing": {"seconds": state.get("seconds", 0.0)}, **state})
 
     def _place(self, run_dir: str | Path, resume: bool, renew: bool) -> SharedRun:
-        """Return the run directory for ``with``; on rank 0 the disk must have room for its checkpoints."""
-        every, folder, text = self.config.run.keep_every, user_path("run_dir", run_dir), to_yaml(self.config)
+        """Return the run directory for ``with``; on rank 0 the disk must have room for the checkpoints."""
+        folder, text, every = user_path("run_dir", run_dir), to_yaml(self.config), self.options.keep_every
         if self.world.main:
             kept = self.learner.total_steps // every if every else 0
             require_room(folder, state_bytes(self.learner.state_dict()), kept, resume=resume)

@@ -50,9 +50,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _values_of_run(arguments: list[str]) -> dict[str, Any]:
     """Return the settings of the run that is resumed, so that nothing has to be given again; none without a run."""
-    folder = given_option(arguments, "run_dir") if "--resume" in arguments else None
-    path = None if folder is None else user_path("run_dir", folder)
-    return stored_values(path) if path is not None and (path / "config.yaml").is_file() else {}
+    given = given_option(arguments, "run_dir") if "--resume" in arguments else None
+    folder = user_path("run_dir", given) if given is not None else None
+    return stored_values(folder) if folder is not None and (folder / "config.yaml").is_file() else {}
 
 
 def _report(summary: dict, folder: Path) -> str:

@@ -1,11 +1,13 @@
 """Nested settings and their dotted names, some of which were renamed.
 
 A configuration's dataclass lists those in a class attribute ``renamed``, old name to new one: an error where somebody
-writes the old name, a translation where an old run holds it.
+writes the old name, a translation where an old run holds it. Names in a free-form dictionary are for its reader to
+refuse.
 """
 
+import dataclasses
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, get_origin, get_type_hints
 
 from astra_env.errors import ConfigError
 
@@ -41,16 +43,27 @@ def renamed(cls: type, names: Iterable[str]) -> dict[str, str]:
 def refuse_renamed(cls: type, names: Iterable[str]) -> None:
     """Raise ConfigError naming the new name of the first of some dotted names that has one."""
     for old, new in renamed(cls, names).items():
-        raise ConfigError(f"{old}: this setting is called {new} now; write {new}")
+        if not _is_free(cls, old):
+            raise ConfigError(f"{old}: this setting is called {new} now; write {new}")
 
 
 def with_new_names(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return nested values in which those that were renamed have their new names."""
+    """Return nested values in which those that were renamed have their new names; what is there under both stays."""
     told = flat(values)
-    new = renamed(cls, told)
+    new = {old: name for old, name in renamed(cls, told).items() if name not in told}
     if not new:
         return dict(values)
     nested: dict[str, Any] = {}
     for name, value in told.items():
         set_dotted(nested, new.get(name, name), value)
     return nested
+
+
+def _is_free(cls: type, name: str) -> bool:
+    """Whether a dotted name lies in a free-form dictionary of a dataclass."""
+    hint: Any = cls
+    for part in name.split("."):
+        if not dataclasses.is_dataclass(hint):
+            return get_origin(hint) is dict
+        hint = get_type_hints(hint).get(part)
+    return False

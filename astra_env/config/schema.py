@@ -238,10 +238,8 @@ class RunConfig(RunOptions):
 class ExperimentConfig:
     """Everything a run under a policy's attacks depends on."""
 
-    renamed: ClassVar[Mapping[str, str]] = {
-        f"learner.kind_args.{name}": f"learner.{name}" for name in ("norm", "sync_bn")
-    }
-    """Old keys and what they are called now."""
+    renamed: ClassVar[Mapping[str, str]] = {"learner.kind_args.norm": "learner.norm"}
+    """Keys of version 0.1.0 and what they are called now."""
 
     seed: int = 3407
     """Seed of every generator of the run."""

@@ -12,7 +12,8 @@ import yaml
 from astra_env.commands import rpat as train_rpat
 from astra_env.config.command_line import run_main
 from astra_env.config.dotted import flat, with_new_names
-from astra_env.config.reading import load_config
+from astra_env.config.reading import load_config, to_yaml
+from astra_env.config.run_configuration import config_of_run
 from astra_env.config.schema import ExperimentConfig
 from astra_env.errors import ConfigError
 from astra_env.storage.checkpoint import load_checkpoint, save_checkpoint
@@ -101,6 +102,13 @@ def test_values_move_to_their_new_names_and_nothing_else_changes():
         "learner": {"tf32": False, "sync_bn": True, "fast": True},
     }
     assert old["run"] == {"fast": True, "log_every": 3}
+
+
+def test_a_learner_of_the_users_own_keeps_its_argument_norm(tmp_path):
+    config = load_config(ExperimentConfig, "tiny", {"learner.kind": "mine:Learner", "learner.kind_args.norm": "mine"})
+    (tmp_path / "config.yaml").write_text(to_yaml(config))
+    assert config_of_run(ExperimentConfig, tmp_path) == config
+    assert config.learner.kind_args == {"norm": "mine"}
 
 
 def test_an_old_runs_configuration_is_translated_with_epochs_as_steps(old_run):
