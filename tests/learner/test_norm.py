@@ -130,7 +130,7 @@ def test_environments_attack_in_l2(name):
 
 
 def test_the_old_place_of_the_norm_is_refused_and_read_from_old_run_directories(tmp_path):
-    with pytest.raises(ConfigError, match=r"^learner\.kind_args\.norm: this setting is called learner\.norm now"):
+    with pytest.raises(ConfigError, match=r"^learner\.kind_args\.norm: remove it; the place for it is learner\.norm"):
         make_learner(load_config(ExperimentConfig, "supervised_tiny", {"learner.kind_args.norm": "l2"}))
     values = to_dict(load_config(ExperimentConfig, "supervised_tiny"))
     del values["learner"]["norm"]
