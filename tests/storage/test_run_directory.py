@@ -41,6 +41,16 @@ def test_a_damaged_last_checkpoint_falls_back_to_the_one_before_with_a_warning(t
             run.restore()
 
 
+def test_a_process_that_died_between_naming_the_old_checkpoint_and_writing_the_new_one_leaves_nothing_behind(tmp_path):
+    with RunDirectory(tmp_path, "") as run:
+        run.save({"step": 1})
+    os.link(run.checkpoints / "last.pt", run.checkpoints / "previous.pt")
+    with RunDirectory(tmp_path, "", resume=True) as run:
+        run.save({"step": 2})
+    assert sorted(path.name for path in run.checkpoints.iterdir()) == ["last.pt", "previous.pt"]
+    assert load_checkpoint(run.checkpoints / "previous.pt")["step"] == 1
+
+
 def test_metrics_that_were_lost_or_damaged_behind_its_back_are_named(tmp_path, caplog):
     with RunDirectory(tmp_path, "") as run:
         run.log(0, {"loss": 1.0})
