@@ -106,6 +106,7 @@ class TrainingEnv:
             "target": learner.pop("target"),
             "learner": learner,
             "seed": self._seed,
+            "spending": {} if self.learner.meter is None else self.learner.meter.state_dict(),
             "random": random_state(self.np_random),
             "over": self.over,
             "diverged": self.diverged,
@@ -124,6 +125,8 @@ class TrainingEnv:
             if self._learner is None or self._seed != int(state["seed"]):
                 self._build(int(state["seed"]))
             self.learner.load_state_dict({**state["learner"], "target": state["target"]})
+            if self.learner.meter is not None and state.get("spending"):
+                self.learner.meter.load_state_dict(state["spending"])
             set_random_state(self.np_random, state["random"])
             self.over, self.diverged = bool(state["over"]), bool(state["diverged"])
             self._load_episode_state(state["episode"])

@@ -19,7 +19,7 @@ from astra_env.errors import ConfigError
 from astra_env.learner.adversary import Adversary
 from astra_env.learner.held_out import EncoderHeldOut
 from astra_env.learner.minibatches import Minibatches
-from astra_env.learner.outcome import Outcome, Progress, Reference, hold_out, not_tried, with_spending
+from astra_env.learner.outcome import Outcome, Progress, Reference, hold_out, not_tried
 from astra_env.learner.protocol import Learner, StepReport
 from astra_env.learner.spending import ComputeMeter, training_length
 from astra_env.models import Target, load_official
@@ -162,7 +162,7 @@ class ContrastiveLearner(Learner):
 
     @property
     def left_to_prepare(self) -> int:
-        """Pieces of work that the objective has left before the first step."""
+        """What the objective has left."""
         return self.objective.left_to_prepare
 
     def prepare(self) -> None:
@@ -170,10 +170,7 @@ class ContrastiveLearner(Learner):
         self.objective.prepare()
 
     def views(self) -> Tensor:
-        """Return the next minibatch: float views (2B, 3, H, W) in [0, 1]; the same ones until :meth:`step`.
-
-        Of several ranks, each makes its own 2B / W of them.
-        """
+        """Return the next minibatch: this rank's part of its float views (2B, 3, H, W) in [0, 1]."""
         return self.batch().views
 
     def batch(self) -> Batch:
@@ -265,8 +262,7 @@ class ContrastiveLearner(Learner):
             "attack_generator": self.adversary.generator.get_state().cpu(),
             "attack_steps": self.attack_steps.cpu(),
             "objective": self.objective.state_dict(),
-            "compute": self.meter.state_dict(),
-            "outcome": {} if self.outcome is None else self.outcome.state_dict(),
+            **{name: owner.state_dict() for name, owner in self._followed().items()},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -275,11 +271,15 @@ class ContrastiveLearner(Learner):
         Raises CheckpointError, and changes nothing, when it is damaged or belongs to something else.
         """
         own = self.state_dict()
-        state = with_spending(state)
         require_state(state, {**own, **self._owners()}, others=True)
         require_scale("learning_rate_scale", state["learning_rate_scale"])
         load_or_undo(state, own, self._take_state, "this learner")
         self.minibatches.used()
+
+    def _followed(self) -> dict[str, Any]:
+        """Return what the training depends on beside the weights: compute, where it has a budget, and its outcome."""
+        compute = {} if self.config.learner.budget is None else {"compute": self.meter}
+        return compute if self.outcome is None else {**compute, "outcome": self.outcome}
 
     def _owners(self) -> dict[str, Any]:
         return {
@@ -288,8 +288,7 @@ class ContrastiveLearner(Learner):
             "view_generator": self.minibatches.generator,
             "attack_generator": self.adversary.generator,
             "objective": self.objective,
-            "compute": self.meter,
-            **({} if self.outcome is None else {"outcome": self.outcome}),
+            **self._followed(),
         }
 
     def _take_state(self, state: dict[str, Any]) -> None:

@@ -225,15 +225,6 @@ def register_outcomes(registry: Registry[Any]) -> None:
 register_outcomes(REWARDS)
 
 
-NOTHING_SPENT: Mapping[str, Any] = {"compute": {"passes": 0.0, "spent": 0.0}, "outcome": {}}
-"""What a learner's state of version 0.1.0 did not have."""
-
-
-def with_spending(state: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a learner's state; one that has none of what version 0.1.0 did not have gets all of it."""
-    return dict(state) if NOTHING_SPENT.keys() & state.keys() else {**NOTHING_SPENT, **state}
-
-
 def not_tried(reward: str) -> str:
     """Return the message of a learner that is to try an attack for a reward of the outcome."""
     return (

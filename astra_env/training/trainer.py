@@ -127,8 +127,11 @@ class Trainer(Loop):
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint holds, the policy included."""
         get_state = getattr(self.policy, "state_dict", None)
+        state, meter = super().state_dict(), self.learner.meter
+        if meter is not None and self.config.learner.budget is None:  # with a budget, the learner's state has it
+            state["timing"]["passes"] = meter.passes
         return {
-            **super().state_dict(),
+            **state,
             "policy": get_state() if get_state is not None else {},
             "policy_name": self.config.policy,
             "config": to_dict(self.config),
@@ -143,6 +146,9 @@ class Trainer(Loop):
             )
         require_mapping("policy", state.get("policy"))
         super().take(state)
+        passes = state.get("timing", {}).get("passes")
+        if self.learner.meter is not None and passes is not None:
+            self.learner.meter.load_state_dict({"passes": float(passes), "spent": float(passes)})
         load_state = getattr(self.policy, "load_state_dict", None)
         if load_state is not None and state["policy"]:
             load_state(state["policy"])

@@ -16,14 +16,14 @@ from astra_env.data.training_images import load_training_images
 from astra_env.distributed import buffers_kept
 from astra_env.errors import ConfigError
 from astra_env.evaluation.measures.batches import require_labels
-from astra_env.learner.outcome import Outcome, Reference, hold_out, not_tried, with_spending
+from astra_env.learner.outcome import Outcome, Reference, hold_out, not_tried
 from astra_env.learner.outcome import Progress as OutcomeProgress
 from astra_env.learner.protocol import Learner, StepReport
 from astra_env.learner.spending import ComputeMeter, training_length
 from astra_env.losses import alignment, uniformity
 from astra_env.randomness import generator
 from astra_env.rewards import make_reward
-from astra_env.storage.state import require_state
+from astra_env.storage.state import load_parts, require_state
 from astra_env.strategy import AttackStrategy, StrategySpace
 from rpat.learner import SupervisedLearner
 from rpat.methods import Step, method_class
@@ -83,6 +83,11 @@ class StrategyLearner(Learner):
         self.attack_steps = torch.zeros((), dtype=torch.int64, device=self.device)
         self._minibatch: tuple[Tensor, Tensor] | None = None
         self._before_minibatch: dict[str, Any] = {}
+
+    def _followed(self) -> dict[str, Any]:
+        """Return what the training depends on beside the weights: compute, where it has a budget, and its outcome."""
+        compute = {} if self.config.learner.budget is None else {"compute": self.meter}
+        return compute if self.outcome is None else {**compute, "outcome": self.outcome}
 
     def _share(self) -> float:
         return self.progress
@@ -159,7 +164,7 @@ class StrategyLearner(Learner):
     ) -> tuple[Tensor, Step, dict[str, Tensor]]:
         """Attack a minibatch and leave the gradient with the network; returns reward, step and what to report."""
         strategy = strategy.for_each(len(images), self.device)
-        step = self.supervised.begin(images, labels, strategy.clean_where_idle(), keep_outputs=True)
+        step = self.supervised.begin(images, labels, strategy, keep_outputs=True)
         step.adversarial = self.supervised.method.attack(step)
         self.attack_steps = self.attack_steps + strategy.steps.sum()
         clean, adv = self._logits(step)
@@ -197,22 +202,17 @@ class StrategyLearner(Learner):
             state["generators"] = {**state["generators"], "augment": self._before_minibatch["augment"]}
         state["target"] = state.pop("model")
         state["attack_steps"] = self.attack_steps.cpu()
-        state["compute"] = self.meter.state_dict()
-        state["outcome"] = {} if self.outcome is None else self.outcome.state_dict()
-        return state
+        return state | {name: owner.state_dict() for name, owner in self._followed().items()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue exactly where ``state`` was taken.
 
         Raises CheckpointError, and changes nothing, when it is damaged or belongs to something else.
         """
-        state = with_spending(state)
-        own = {"target": self.target, "attack_steps": self.attack_steps, "compute": self.meter}
-        require_state(state, own | ({} if self.outcome is None else {"outcome": self.outcome}), others=True)
+        own = {"target": self.target, "attack_steps": self.attack_steps, **self._followed()}
+        require_state(state, own, others=True)
         self.supervised.load_state_dict({**state, "model": state["target"]})
-        self.meter.load_state_dict(state["compute"])
-        if self.outcome is not None:
-            self.outcome.load_state_dict(state["outcome"])
+        load_parts(self._followed(), state)
         self.attack_steps = state["attack_steps"].to(self.device, copy=True)
         self._minibatch = None
 

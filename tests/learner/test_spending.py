@@ -152,6 +152,6 @@ def test_bad_budgets_are_named(overrides, message):
 
 @pytest.mark.parametrize("compute", [{"passes": -1.0, "spent": 0.0}, {"passes": "much", "spent": 0.0}])
 def test_a_hostile_count_is_refused(compute):
-    found = learner()
+    found = budgeted(100.0)
     with pytest.raises(AstraError, match="compute"):
         found.load_state_dict({**found.state_dict(), "compute": compute})

@@ -231,7 +231,10 @@ def test_warm_start_takes_the_weights_alone(tmp_path):
             r"kind_args\.method_args\.attack_mode: rebat attacks the network in training mode",
         ),
         ({"learner.objective": "simclr"}, r"learner\.objective: 'simclr' is contrastive training's"),
-        ({"learner.reward": "astra"}, r"learner\.reward: expected one of adv_loss_gain, constant, look_ahead"),
+        (
+            {"learner.reward": "astra"},
+            r"learner\.reward: expected one of adv_loss_gain, constant, gradient_alignment",
+        ),
         ({"learner.reward_args": {"prize": 1}}, r"learner\.reward_args: .*prize"),
         ({"learner.batch_size": 1}, r"learner\.batch_size: expected an integer >= 2"),
         (
