@@ -40,8 +40,8 @@ ATTACK_MODES = ("eval", "train")
 
 
 @contextmanager
-def frozen(model: nn.Module, mode: str = "eval") -> Iterator[None]:
-    """Hold ``model`` in one mode without parameter gradients; restore every module's mode and flag on the way out.
+def in_mode(model: nn.Module, mode: str = "eval") -> Iterator[None]:
+    """Hold ``model`` in one mode; restore every module's own on the way out.
 
     Args:
         model: the network.
@@ -53,17 +53,26 @@ def frozen(model: nn.Module, mode: str = "eval") -> Iterator[None]:
     if mode not in ATTACK_MODES:
         raise InputError(f"attack_mode: expected 'eval' or 'train', got {mode!r}")
     modes = [(module, module.training) for module in model.modules()]
-    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     model.train(mode == "train")
     try:
-        for parameter, _ in flags:
-            parameter.requires_grad_(False)
         yield
     finally:
         for module, training in modes:
             module.training = training
-        for parameter, flag in flags:
-            parameter.requires_grad_(flag)
+
+
+@contextmanager
+def frozen(model: nn.Module, mode: str = "eval") -> Iterator[None]:
+    """Hold ``model`` in one mode, as :func:`in_mode` does, and without parameter gradients; restore every flag too."""
+    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    with in_mode(model, mode):
+        try:
+            for parameter, _ in flags:
+                parameter.requires_grad_(False)
+            yield
+        finally:
+            for parameter, flag in flags:
+                parameter.requires_grad_(flag)
 
 
 def perturb(

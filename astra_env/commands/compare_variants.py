@@ -1,5 +1,6 @@
 """What scripts/compare.py compares: methods, ways of choosing the attack, and ablations, by name."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -117,7 +118,8 @@ def own_variant(text: str) -> tuple[str, Variant]:
     Raises ConfigError for another form, or the name of a variant that exists.
     """
     name, _, settings = text.partition(":")
-    pairs = [part.partition("=") for part in settings.split(",")]
+    # A comma inside a value, as in {a: 1, b: 2}, has no KEY= behind it.
+    pairs = [part.partition("=") for part in re.split(r",(?=[\w.]+=)", settings)]
     if not name or not all(key and equals for key, equals, _ in pairs):
         raise ConfigError(f"variant: expected NAME:KEY=VALUE[,KEY=VALUE], got {text!r}")
     if name in VARIANTS:

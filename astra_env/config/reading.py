@@ -133,12 +133,8 @@ def parse_command_line(
     if schema is not None:
         refuse_renamed(schema, [*flat(base), *(name[2:].partition("=")[0] for name in arguments if name[:2] == "--")])
         arguments = gather(arguments, schema)
-        named = dict(zip(arguments, [*arguments[1:], ""], strict=True)) | dict(
-            argument.split("=", 1) for argument in arguments if argument.startswith("--") and "=" in argument
-        )
-        dropped = drop_arguments(schema, base, {name[2:]: value for name, value in named.items() if name[:2] == "--"})
-        arguments = _with_empty(arguments, dropped)
-        arguments = gather_nested(arguments, schema, base)
+        dropped = drop_arguments(schema, base, _given(arguments))
+        arguments = gather_nested(_with_empty(arguments, dropped), schema, base)
     try:
         namespace = parser.parse_args([*before, *arguments])
     except (jsonargparse.ArgumentError, TypeError, ValueError, KeyError) as error:
@@ -148,6 +144,14 @@ def parse_command_line(
     values = namespace.as_dict()
     values.pop("config", None)
     return values
+
+
+def _given(arguments: list[str]) -> dict[str, str]:
+    """Return what follows each option of a command line, as text."""
+    following = {
+        word[2:]: value for word, value in zip(arguments, [*arguments[1:], ""], strict=True) if word[:2] == "--"
+    }
+    return following | dict(word[2:].split("=", 1) for word in arguments if word[:2] == "--" and "=" in word)
 
 
 def _with_empty(arguments: list[str], names: Sequence[str]) -> list[str]:

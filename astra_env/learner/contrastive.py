@@ -19,9 +19,10 @@ from astra_env.errors import ConfigError
 from astra_env.learner.adversary import Adversary
 from astra_env.learner.held_out import EncoderHeldOut
 from astra_env.learner.minibatches import Minibatches
-from astra_env.learner.outcome import Outcome, Progress, Reference, hold_out, not_tried
-from astra_env.learner.protocol import Learner, StepReport
+from astra_env.learner.outcome import Reference
+from astra_env.learner.protocol import StepReport
 from astra_env.learner.spending import ComputeMeter, training_length
+from astra_env.learner.tracking import Outcome, TrackedLearner, hold_out
 from astra_env.models import Target, load_official
 from astra_env.models.build import build_target
 from astra_env.objectives import Batch, Encoder, Setting, objective_factory
@@ -34,7 +35,7 @@ from astra_env.storage.state import load_or_undo, load_parts, require_scale, req
 from astra_env.strategy import AttackStrategy, StrategySpace
 
 
-class ContrastiveLearner(Learner):
+class ContrastiveLearner(TrackedLearner):
     """Trains a target network by contrastive learning on clean and attacked views (ASTrA, arXiv 2501.02296).
 
     The same seed and configuration give the same training; every random number comes from the learner's own
@@ -69,7 +70,7 @@ class ContrastiveLearner(Learner):
         speed, side = Speed.of(options, self.device), self.view_size(config, self.dataset)
         self.target = build_target(config.target, config.seed, self.device, speed.channels_last, side)
         self.memory_order = memory_order(self.target, self.device, channels_last=speed.channels_last)
-        self.meter: ComputeMeter = ComputeMeter(world)
+        self.meter = ComputeMeter(world)
         self.meter.watch(self.target)
         if options.sync_bn:
             self.target = with_shared_statistics(self.target, self.device, world, "learner.sync_bn")
@@ -89,10 +90,8 @@ class ContrastiveLearner(Learner):
         self.gradients = SharedGradients(parameters, world)
         self.learning_rate_scale = 1.0
         self.step_count = 0
-        self.outcome: Outcome | None = None
         if held_out is not None:
             self.outcome = Outcome(self.reward, self._measured(held_out), config.env.chunk_steps)
-        self.progress_reward = isinstance(self.reward, Progress)
         self.adversary = self.make_adversary(
             self.target,
             self.objective,
@@ -206,8 +205,7 @@ class ContrastiveLearner(Learner):
 
         Raises ConfigError for a reward of the outcome, which only training shows.
         """
-        if self.outcome is not None:
-            raise ConfigError(not_tried(self.config.learner.reward))
+        self.require_damage()
         self._prepare_all()
         with tf32(self.speed.tf32):
             batch = self.batch()
@@ -225,7 +223,7 @@ class ContrastiveLearner(Learner):
         learning_rate, gradient_norm = self.learning_rate, self._gradient_norm()
         self._update(learning_rate)
         step, self.step_count = self.step_count, self.step_count + 1
-        reward = self._settle(reward)
+        reward = self.settle(reward)
         return StepReport(
             step=step,
             learning_rate=learning_rate,
@@ -242,15 +240,6 @@ class ContrastiveLearner(Learner):
             adversarial=attack.adversarial,
         )
 
-    def _settle(self, reward: Tensor) -> Tensor:
-        """Count what the step has cost and return its reward: of an outcome, the one that only the update shows."""
-        self.meter.settle()
-        if self.outcome is None:
-            return reward
-        reward = self.outcome.after_step(self.step_count, self.finished)
-        self.meter.settle()
-        return reward
-
     def state_dict(self) -> dict[str, Any]:
         """Return everything the rest of the training depends on: tensors and plain values."""
         return {
@@ -262,7 +251,7 @@ class ContrastiveLearner(Learner):
             "attack_generator": self.adversary.generator.get_state().cpu(),
             "attack_steps": self.attack_steps.cpu(),
             "objective": self.objective.state_dict(),
-            **{name: owner.state_dict() for name, owner in self._followed().items()},
+            **{name: owner.state_dict() for name, owner in self.tracked().items()},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -276,11 +265,6 @@ class ContrastiveLearner(Learner):
         load_or_undo(state, own, self._take_state, "this learner")
         self.minibatches.used()
 
-    def _followed(self) -> dict[str, Any]:
-        """Return what the training depends on beside the weights: compute, where it has a budget, and its outcome."""
-        compute = {} if self.config.learner.budget is None else {"compute": self.meter}
-        return compute if self.outcome is None else {**compute, "outcome": self.outcome}
-
     def _owners(self) -> dict[str, Any]:
         return {
             "optimizer": self.optimizer,
@@ -288,7 +272,7 @@ class ContrastiveLearner(Learner):
             "view_generator": self.minibatches.generator,
             "attack_generator": self.adversary.generator,
             "objective": self.objective,
-            **self._followed(),
+            **self.tracked(),
         }
 
     def _take_state(self, state: dict[str, Any]) -> None:
@@ -322,8 +306,8 @@ class ContrastiveLearner(Learner):
         return self.objective.foldable and plain
 
     def _measured(self, held_out: ImageDataset) -> EncoderHeldOut:
-        options = self.config.learner.temperature, self.norm, self.device
-        return EncoderHeldOut(lambda: self.final_network, held_out, self.base_augment, self.branch, *options)
+        options = self.branch, self.config.learner.temperature, self.norm, self.device
+        return EncoderHeldOut(self.target, lambda: self.final_network, held_out, self.base_augment, *options)
 
     def _gradient_norm(self) -> Tensor:
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from astra_env.attacks import Contrastive, contrastive_attack, supervised_attack
+from astra_env.attacks import Contrastive, contrastive_attack, in_mode, supervised_attack
 from astra_env.augment import SimCLRAugment
 from astra_env.data import ImageDataset
 from astra_env.learner.outcome import SEED, HeldOut, Reference
@@ -19,7 +19,8 @@ class EncoderHeldOut(HeldOut):
     """Two fixed views of every held-out image, encoded by the branch that the trained network is used with.
 
     Args:
-        encoder: returns the encoder to measure: the network that would be used if training ended now.
+        trained: the encoder in training.
+        used: returns the encoder that would be used if training ended now.
         dataset: the held-out images.
         augment: the training's augmentation.
         branch: of the norms.
@@ -30,7 +31,8 @@ class EncoderHeldOut(HeldOut):
 
     def __init__(
         self,
-        encoder: Callable[[], Target],
+        trained: Target,
+        used: Callable[[], Target],
         dataset: ImageDataset,
         augment: SimCLRAugment,
         branch: str,
@@ -38,9 +40,9 @@ class EncoderHeldOut(HeldOut):
         norm: str,
         device: torch.device,
     ) -> None:
-        rows = torch.arange(len(dataset))
-        raw = dataset.gather(rows, device)
-        self._encoder = encoder
+        raw = dataset.gather(torch.arange(len(dataset)), device)
+        self.trained: Target = trained
+        self._used = used
         self.images = raw.float() / 255
         self.labels = dataset.labels.to(device)
         self.views = augment(raw, generator(SEED, "held-out views"))
@@ -50,13 +52,14 @@ class EncoderHeldOut(HeldOut):
 
     @property
     def network(self) -> Target:
-        """The encoder."""
-        return self._encoder()
+        """The encoder that would be used if training ended now."""
+        return self._used()
 
     def robust_loss(self, attack: Reference, *, differentiable: bool = False) -> Tensor:
         """Return NT-Xent of the attacked views, a float64 scalar."""
+        network = self.trained if differentiable else self.network
         found = contrastive_attack(
-            self.network,
+            network,
             self.views,
             attack.attack(self.norm).strategy(len(self.views), self.views.device),
             norm=self.norm,
@@ -65,34 +68,28 @@ class EncoderHeldOut(HeldOut):
             objective=Contrastive(self.temperature),
             final_outputs=not differentiable,
         )
-        features = self._encoded(found.adversarial) if found.outputs is None else found.outputs
+        features = found.outputs
+        if features is None:
+            with in_mode(network):
+                features = network(found.adversarial, branch=self.branch)
         return nt_xent(features.double(), self.temperature)
 
     def embeddings(self, images: Tensor) -> Tensor:
         """Images (n, 3, S, S) in [0, 1] -> backbone embeddings (n, E), in eval mode."""
-        return self._in_eval(lambda: self.network.embed(images, self.branch))
+        network = self.network
+        with in_mode(network):
+            return network.embed(images, self.branch)
 
     def attacked(self, images: Tensor, labels: Tensor, classify: Any, attack: Reference) -> Tensor:
         """Return ``images`` attacked to raise the cross-entropy of ``classify(embeddings(images))``."""
+        network = self.network
         found = supervised_attack(
-            self.network,
+            network,
             images,
             labels,
             attack.attack(self.norm).strategy(len(images), images.device),
             norm=self.norm,
             generator=generator(SEED, "held-out attack", images.device),
-            forward=lambda batch: classify(self.network.embed(batch, self.branch)),
+            forward=lambda batch: classify(network.embed(batch, self.branch)),
         )
         return found.adversarial
-
-    def _encoded(self, views: Tensor) -> Tensor:
-        return self._in_eval(lambda: self.network(views, branch=self.branch))
-
-    def _in_eval(self, forward: Callable[[], Tensor]) -> Tensor:
-        modes = [(module, module.training) for module in self.network.modules()]
-        self.network.eval()
-        try:
-            return forward()
-        finally:
-            for module, training in modes:
-                module.training = training

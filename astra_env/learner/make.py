@@ -63,6 +63,6 @@ def make_learner(config: ExperimentConfig, dataset: ImageDataset | None = None, 
     images = dataset if dataset is not None else training_images(config, world)
     learner: Learner = cls(config, images, world) if cls.spreads else cls(config, images)
     if learner.meter is None:
-        learner.meter = ComputeMeter(world)
+        learner.meter = ComputeMeter(world, at_once=True)
         learner.meter.watch(learner.target)
     return learner

@@ -5,6 +5,7 @@ counted where they happen, so attacks, losses, rewards, held-out measurements, m
 charged what they do.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from astra_env.attacks import in_mode
 from astra_env.config.schema import ExperimentConfig
 from astra_env.distributed import ALONE, World
 from astra_env.errors import CheckpointError, ConfigError
@@ -26,16 +28,18 @@ class ComputeMeter:
 
     Args:
         world: the processes that train together.
+        at_once: what is counted is spent at once, for learners that never call :meth:`settle`.
 
     Attributes:
-        passes: F spent by this process, over all views.
-        spent: F spent by all processes when :meth:`settle` was last called.
+        spent: F spent by all processes, over all views, when :meth:`settle` was last called.
+        passes: F spent by this process since then.
     """
 
-    def __init__(self, world: World = ALONE) -> None:
-        self.passes = 0.0
+    def __init__(self, world: World = ALONE, *, at_once: bool = False) -> None:
         self.spent = 0.0
+        self.passes = 0.0
         self._world = world
+        self._at_once = at_once
         self._paused = False
 
     def watch(self, network: nn.Module, weight: float = 1.0) -> None:
@@ -75,21 +79,21 @@ class ComputeMeter:
             self._paused = before
 
     def settle(self) -> None:
-        """Add up what all processes have spent; every one of them must call it."""
-        passes = self.passes
+        """Add what was spent since the last time, by all processes; every one of them must call it."""
+        passes, self.passes = self.passes, 0.0
         if not self._world.alone:
             passes = float(self._world.total(torch.tensor(passes, dtype=torch.float64)))
-        self.spent = passes
+        self.spent += passes
 
     def state_dict(self) -> dict[str, float]:
         """Return what was spent."""
         return {"passes": self.passes, "spent": self.spent}
 
     def load_state_dict(self, state: Mapping[str, float]) -> None:
-        """Go on counting; raises CheckpointError for a count below zero."""
+        """Go on counting; raises CheckpointError for a count that is none."""
         for name, value in state.items():
-            if value < 0:
-                raise CheckpointError(f"checkpoint: compute.{name}: expected a number >= 0, got {value}")
+            if not 0 <= value < math.inf:
+                raise CheckpointError(f"checkpoint: compute.{name}: expected a finite number >= 0, got {value}")
         self.passes, self.spent = float(state["passes"]), float(state["spent"])
 
     def _count(self, views: Tensor, trained: bool, weight: float) -> None:
@@ -99,6 +103,8 @@ class ComputeMeter:
         if torch.is_grad_enabled():
             passes = 3 if trained else 2 if views.requires_grad else 1
         self.passes += passes * len(views) * weight
+        if self._at_once:
+            self.settle()
 
 
 def training_length(
@@ -122,13 +128,8 @@ def training_length(
 
 def flops(network: nn.Module, views: Tensor) -> int:
     """Return the operations of one forward pass of ``network`` in eval mode, as PyTorch counts them."""
-    training = network.training
-    network.eval()
-    try:
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            network(views)
-    finally:
-        network.train(training)
+    with in_mode(network), torch.no_grad(), FlopCounterMode(display=False) as counter:
+        network(views)
     return counter.get_total_flops()
 
 

@@ -147,7 +147,7 @@ def _seeded(generator: torch.Generator) -> Iterator[None]:
     """Let foreign code draw from torch's global generator as ``generator`` says, and leave the global one as it was."""
     seed = int(torch.randint(2**62, (), generator=generator))
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed CUDA's too, which nothing restores
         yield
 
 

@@ -129,7 +129,7 @@ class Trainer(Loop):
         get_state = getattr(self.policy, "state_dict", None)
         state, meter = super().state_dict(), self.learner.meter
         if meter is not None and self.config.learner.budget is None:  # with a budget, the learner's state has it
-            state["timing"]["passes"] = meter.passes
+            state["timing"]["spending"] = meter.state_dict()
         return {
             **state,
             "policy": get_state() if get_state is not None else {},
@@ -146,9 +146,9 @@ class Trainer(Loop):
             )
         require_mapping("policy", state.get("policy"))
         super().take(state)
-        passes = state.get("timing", {}).get("passes")
-        if self.learner.meter is not None and passes is not None:
-            self.learner.meter.load_state_dict({"passes": float(passes), "spent": float(passes)})
+        spending = state.get("timing", {}).get("spending")
+        if self.learner.meter is not None and spending is not None:
+            self.learner.meter.load_state_dict(spending)
         load_state = getattr(self.policy, "load_state_dict", None)
         if load_state is not None and state["policy"]:
             load_state(state["policy"])

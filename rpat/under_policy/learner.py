@@ -14,12 +14,11 @@ from astra_env.config.schema import ExperimentConfig
 from astra_env.data import ImageDataset
 from astra_env.data.training_images import load_training_images
 from astra_env.distributed import buffers_kept
-from astra_env.errors import ConfigError
 from astra_env.evaluation.measures.batches import require_labels
-from astra_env.learner.outcome import Outcome, Reference, hold_out, not_tried
-from astra_env.learner.outcome import Progress as OutcomeProgress
-from astra_env.learner.protocol import Learner, StepReport
+from astra_env.learner.outcome import Reference
+from astra_env.learner.protocol import StepReport
 from astra_env.learner.spending import ComputeMeter, training_length
+from astra_env.learner.tracking import Outcome, TrackedLearner, hold_out
 from astra_env.losses import alignment, uniformity
 from astra_env.randomness import generator
 from astra_env.rewards import make_reward
@@ -35,7 +34,7 @@ CHEAPEST_TRAINING = 3.0
 """F per view of training on attacked images alone, as PGD-AT does."""
 
 
-class StrategyLearner(Learner):
+class StrategyLearner(TrackedLearner):
     """Trains a classifier by one of rpat's methods; each image is attacked as a policy says.
 
     ``learner.kind_args`` holds the settings of :class:`rpat.RPATConfig` that an experiment has no field for:
@@ -70,27 +69,18 @@ class StrategyLearner(Learner):
         length = training_length(config, self.space, per_epoch, cheapest=CHEAPEST_TRAINING)
         settings = supervised_config(config, length, per_epoch)
         self.norm = settings.norm
-        self.meter: ComputeMeter = ComputeMeter()
+        self.meter = ComputeMeter()
         self.supervised = SupervisedLearner(settings, images, self.device, rate_field="learner.learning_rate")
-        self.supervised.follow_compute(self.meter, self._share if config.learner.budget is not None else None)
+        share = None if config.learner.budget is None else lambda: self.progress
+        self.supervised.follow_compute(self.meter, share)
         self.target = self.supervised.model
         self.total_steps = length
-        self.outcome: Outcome | None = None
         if held_out is not None:
-            measured = ClassifierHeldOut(lambda: self.final_network, held_out, self.norm, self.device)
+            measured = ClassifierHeldOut(self.target, lambda: self.final_network, held_out, self.norm, self.device)
             self.outcome = Outcome(self.reward, measured, config.env.chunk_steps)
-        self.progress_reward = isinstance(self.reward, OutcomeProgress)
         self.attack_steps = torch.zeros((), dtype=torch.int64, device=self.device)
         self._minibatch: tuple[Tensor, Tensor] | None = None
         self._before_minibatch: dict[str, Any] = {}
-
-    def _followed(self) -> dict[str, Any]:
-        """Return what the training depends on beside the weights: compute, where it has a budget, and its outcome."""
-        compute = {} if self.config.learner.budget is None else {"compute": self.meter}
-        return compute if self.outcome is None else {**compute, "outcome": self.outcome}
-
-    def _share(self) -> float:
-        return self.progress
 
     @classmethod
     def views_per_image(cls, config: ExperimentConfig) -> int:
@@ -152,8 +142,7 @@ class StrategyLearner(Learner):
 
     def try_attack(self, strategy: AttackStrategy) -> Tensor:
         """Return the reward of attacking the next minibatch with ``strategy``; only the attack's generator moves on."""
-        if self.outcome is not None:
-            raise ConfigError(not_tried(self.config.learner.reward))
+        self.require_damage()
         with buffers_kept(self.target), tf32(self.supervised.speed.tf32):
             reward = self._damage(*self._next_minibatch(), strategy)[0]
         self.supervised.optimizer.zero_grad(set_to_none=True)
@@ -188,10 +177,7 @@ class StrategyLearner(Learner):
         )
         self.supervised.update(step)
         self._minibatch = None
-        self.meter.settle()
-        if self.outcome is not None:
-            report.reward = self.outcome.after_step(self.step_count, self.finished)
-            self.meter.settle()
+        report.reward = self.settle(reward)
         return report
 
     def state_dict(self) -> dict[str, Any]:
@@ -202,17 +188,17 @@ class StrategyLearner(Learner):
             state["generators"] = {**state["generators"], "augment": self._before_minibatch["augment"]}
         state["target"] = state.pop("model")
         state["attack_steps"] = self.attack_steps.cpu()
-        return state | {name: owner.state_dict() for name, owner in self._followed().items()}
+        return state | {name: owner.state_dict() for name, owner in self.tracked().items()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue exactly where ``state`` was taken.
 
         Raises CheckpointError, and changes nothing, when it is damaged or belongs to something else.
         """
-        own = {"target": self.target, "attack_steps": self.attack_steps, **self._followed()}
+        own = {"target": self.target, "attack_steps": self.attack_steps, **self.tracked()}
         require_state(state, own, others=True)
         self.supervised.load_state_dict({**state, "model": state["target"]})
-        load_parts(self._followed(), state)
+        load_parts(self.tracked(), state)
         self.attack_steps = state["attack_steps"].to(self.device, copy=True)
         self._minibatch = None
 

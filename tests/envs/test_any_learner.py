@@ -271,3 +271,13 @@ def test_a_training_run_ends_with_the_classifiers_own_accuracy_and_resumes_exact
     for key, value in states[0]["target"].items():
         assert torch.equal(states[1]["target"][key], value), key
     assert (tmp_path / "whole" / "metrics.jsonl").read_text() == (tmp_path / "broken" / "metrics.jsonl").read_text()
+
+
+def test_a_learner_of_ones_own_that_counts_nothing_ends_with_its_budget_of_compute() -> None:
+    env = make("toy", "single", learner__total_steps=None, learner__budget=20.0, env__chunk_steps=1)
+    env.reset(seed=0)
+    spent, terminated = [], False
+    while not terminated:
+        _, _, terminated, _, info = env.step(ACTION)
+        spent.append(info["compute_spent"])
+    assert spent == [3.0 * step for step in range(1, 8)]  # a linear layer's weights: three passes a step

@@ -7,7 +7,8 @@ from astra_env.config.reading import load_config
 from astra_env.config.schema import ExperimentConfig
 from astra_env.errors import AstraError, ConfigError
 from astra_env.learner.contrastive import ContrastiveLearner
-from astra_env.learner.outcome import GradientAlignment, ProbeProgress, RobustProgress, hold_out, ridge
+from astra_env.learner.outcome import GradientAlignment, ProbeProgress, RobustProgress, ridge
+from astra_env.learner.tracking import hold_out
 from astra_env.strategy import AttackStrategy
 
 ATTACK = AttackStrategy.constant(1, 8 / 255, 2, 6 / 255)
@@ -129,6 +130,28 @@ def test_a_measurement_costs_at_most_a_tenth_by_default():
 def test_bad_arguments_are_named(arguments, message):
     with pytest.raises(ConfigError, match=message):
         learner("robust_progress", arguments)
+
+
+def test_a_reference_attack_may_be_longer_than_one_in_l2():
+    found = learner(
+        "robust_progress", {"epsilon": 2.0}, learner__norm="l2", strategy__epsilon=[1.5], strategy__step_size=[0.5]
+    )
+    assert found.reward.attack("l2").epsilon == 2.0
+
+
+def test_the_alignment_is_of_the_network_in_training_where_a_momentum_encoder_is_in_use():
+    found = learner("gradient_alignment", {"every": 1}, learner__objective="dynacl")
+    assert -1 <= found.step(ATTACK).reward.item() <= 1
+
+
+def test_labels_are_asked_for_before_the_first_step():
+    config = load_config(
+        ExperimentConfig, "tiny", {"learner.reward": "probe_progress", "learner.reward_args.images": 32}
+    )
+    dataset = ContrastiveLearner(load_config(ExperimentConfig, "tiny")).dataset
+    dataset.labels.fill_(-1)
+    with pytest.raises(ConfigError, match="probe_progress needs labelled images"):
+        ContrastiveLearner(config, dataset)
 
 
 def test_an_attack_cannot_be_tried_for_an_outcome():
