@@ -7,7 +7,7 @@ from astra_env.commands.compare_variants import SUITES, own_variant
 from astra_env.config.reading import load_config
 from astra_env.config.schema import ExperimentConfig
 from astra_env.errors import ConfigError
-from astra_env.strategy import StrategySpace
+from astra_env.strategy import StrategySpace, parse_number
 
 
 def test_a_variant_sets_what_it_says_and_commas_inside_values_stay():
@@ -41,8 +41,5 @@ def test_grids_hold_the_attack_that_a_variant_names(preset, name):
     config = variant_config(load_config(ExperimentConfig, preset), name, 0)
     if config.policy == "fixed":
         attack = config.policy_args
-        numbers = [
-            float(a) / float(b or 1)
-            for a, _, b in (str(attack[key]).partition("/") for key in ("epsilon", "step_size"))
-        ]
-        StrategySpace.of(config).encode(numbers[0], attack["steps"], numbers[1])
+        epsilon, size = (parse_number(key, attack[key]) for key in ("epsilon", "step_size"))
+        StrategySpace.of(config).encode(epsilon, attack["steps"], size)
