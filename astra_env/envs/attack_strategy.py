@@ -70,9 +70,12 @@ class AttackStrategyEnv(TrainingEnv, gym.Env[np.ndarray, np.ndarray]):
     The mean over the chunk's minibatches (and their views) of the reward named by `learner.reward`: `astra` (the
     published one: how much the attack raises the contrastive loss, (NT-Xent(adv) - NT-Xent(clean)) / 3), `per_view`
     (the same, by view), `vs_fixed` (over what a fixed attack reaches on the same views and network), `cost_aware`
-    (minus a price per PGD step), `constant` (the control) or `module:attribute`. It is measured before the update. The
-    step in which training diverges is rewarded with `env.divergence_penalty` instead. Other learners have rewards of
-    their own; `supervised`: `adv_loss_gain`, `look_ahead` (LAS-AT's), `constant` or `module:attribute`.
+    (minus a price per PGD step), `constant` (the control), `none` or `module:attribute`. It is measured before the
+    update. Rewards of the outcome are measured after the chunk, on images held out of training and test:
+    `robust_progress` and `probe_progress` (how much the chunk raised the network's robustness; undiscounted, they add
+    up to the last measure minus the first) and `gradient_alignment`. The step in which training diverges is rewarded
+    with `env.divergence_penalty` instead. Other learners have rewards of their own; `supervised`: `adv_loss_gain`,
+    `look_ahead` (LAS-AT's), `constant`, the outcomes or `module:attribute`.
 
     ## Starting state
     `reset(seed=s)` builds a fresh network and training from seed `s`; the first `reset()` without a seed takes the
@@ -84,19 +87,21 @@ class AttackStrategyEnv(TrainingEnv, gym.Env[np.ndarray, np.ndarray]):
     checkpoint; a run directory stands for its `last.pt`.
 
     ## Episode end
-    An episode is one training. *Termination*: the training budget (`learner.total_steps` or `learner.epochs`) is used
-    up, or training diverged: loss, gradient or reward are not finite. Then the observation is finite all the same,
-    `info["diverged"]` is true and the attribute `error` says why. *Truncation*: never by itself; `gym.make(...,
-    max_episode_steps=n)` truncates. `spec.max_episode_steps` is the budget in steps of the environment, where known.
+    An episode is one training. *Termination*: the training budget (`learner.total_steps`, `learner.epochs`, or
+    `learner.budget` in forward passes) is used up, or training diverged: loss, gradient or reward are not finite. Then
+    the observation is finite all the same, `info["diverged"]` is true and the attribute `error` says why. *Truncation*:
+    never by itself; `gym.make(..., max_episode_steps=n)` truncates. `spec.max_episode_steps` is the budget in steps of
+    the environment, where known.
 
     ## Information
     `reset()` and `step()` return the same names, NumPy scalars all: the chunk's means of `loss`, its parts
     (`clean_loss`, `adv_loss`, `mixed_loss`, `alignment`, `uniformity`), `grad_norm`, `zero_gradient_share`, the reward
     (`mean_reward`) and what it is made of (`reward_clean_loss`, `reward_adv_loss` and, for `vs_fixed`,
     `reward_reference_loss`: NT-Xent before the update, in eval mode), the attack (`mean_epsilon`, `mean_steps`,
-    `mean_step_size`), `learning_rate`; what was not measured is 0. Besides the minibatches trained so far (`step`) and
-    in this chunk (`chunk_steps`), and `diverged`. A learner adds names by its `shown`; the attribute `scalars` holds
-    everything it reported.
+    `mean_step_size`), `learning_rate`; what was not measured is 0. Compute in F, forward passes of the target on one
+    view, per view: `compute_spent` so far, `price` of this step; `budget_left` is a share. Besides the minibatches
+    trained so far (`step`) and in this chunk (`chunk_steps`), and `diverged`. A learner adds names by its `shown`; the
+    attribute `scalars` holds everything it reported.
 
     ## Arguments
     ```python

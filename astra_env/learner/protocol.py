@@ -118,7 +118,7 @@ class Learner(Protocol):
         attack_steps: gradient steps spent on attacks so far, over all views; a scalar that stays on the device.
         meter: counts what the training spends; :func:`astra_env.learner.make.make_learner` gives one to learners that
             have none. A learner of your own that is to be resumed under ``learner.budget`` saves the meter's state.
-        progress_reward: whether the rewards of steps add up (an outcome's growth) instead of being averaged.
+        progress_reward: whether the rewards of a chunk's steps add up (an outcome's) instead of being averaged.
     """
 
     split: ClassVar[str] = "train"

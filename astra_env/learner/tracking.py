@@ -9,7 +9,7 @@ from torch import Tensor
 from astra_env.data import ImageDataset
 from astra_env.data.subsets import split_validation
 from astra_env.errors import ConfigError, DataError
-from astra_env.learner.outcome import ARGUMENTS, SEED, HeldOut, OutcomeReward, Progress
+from astra_env.learner.outcome import ARGUMENTS, SEED, HeldOut, OutcomeReward
 from astra_env.learner.protocol import Learner
 from astra_env.learner.spending import ComputeMeter
 from astra_env.storage.state import Either
@@ -74,8 +74,8 @@ class TrackedLearner(Learner):
 
     @property
     def progress_reward(self) -> bool:  # type: ignore[override]
-        """Whether the rewards of steps add up."""
-        return self.outcome is not None and isinstance(self.outcome.reward, Progress)
+        """Whether the rewards of steps add up: an outcome's comes once a stretch, with zeros before it."""
+        return self.outcome is not None
 
     def tracked(self) -> dict[str, Any]:
         """Return what belongs to the state for it: the meter, where compute is the budget, and the outcome."""

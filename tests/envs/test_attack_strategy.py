@@ -256,3 +256,16 @@ def test_box_wrapper_cuts_the_interval_into_equal_pieces() -> None:
     assert env.action(np.array([-0.32, 0.32, 0.01])).tolist() == [1, 1, 1]
     with pytest.raises(InputError, match="finite"):
         env.action(np.array([np.nan, 0, 0]))
+
+
+@pytest.mark.parametrize("reward", ["robust_progress", "gradient_alignment"])
+def test_a_chunk_has_the_whole_outcome_of_its_minibatches(reward: str) -> None:
+    arguments = {"images": 32}
+    env = make_single(env__chunk_steps=3, learner__reward=reward, learner__reward_args=arguments)
+    env.reset(seed=0)
+    twin = env.fork().learner
+    _, chunk, *_ = env.step(ACTION)
+    alone = [twin.step(twin.space.decode(ACTION)).reward.item() for _ in range(3)]
+    assert alone[:2] == [0, 0]
+    assert alone[2] != 0
+    assert chunk == pytest.approx(alone[2])
